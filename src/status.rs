@@ -163,8 +163,11 @@ fn control_plane_line(control_plane: &Value) -> Option<String> {
         address => address.to_owned(),
     };
     let kept = match field(control_plane, "kept").as_bool() {
-        Some(true) => ", kept from before the start",
-        Some(false) | None => "",
+        Some(true) => match word(field(control_plane, "kept_from")) {
+            "" => ", kept from before the start".to_owned(),
+            by => format!(" by {by}, kept from before the start"),
+        },
+        Some(false) | None => String::new(),
     };
     let age = match field(control_plane, "age_seconds").as_i64() {
         Some(age) => format!("updated {} ago{kept}", span(age)),

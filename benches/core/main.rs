@@ -422,6 +422,7 @@ impl World<'_> {
             listener: self.listener,
             source: HOME,
             evidence: Evidence::Verified(id),
+            sni: self.hello.sni.as_deref(),
             method: None,
             path: None,
             headers: None,
@@ -435,6 +436,7 @@ impl World<'_> {
             listener: self.listener,
             source: HOME,
             evidence: Evidence::Verified(id),
+            sni: self.hello.sni.as_deref(),
             wants,
         };
         let load = |_| 0;
@@ -452,6 +454,7 @@ impl World<'_> {
             listener: apps,
             source: HOME,
             evidence: Evidence::Network,
+            sni: None,
             wants: Wants::Request(Request {
                 authority,
                 method: "GET",

@@ -128,7 +128,12 @@ fn envoy(folder: &Path, plane: SocketAddr, admin: SocketAddr) -> Result<Command>
     };
     let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     let bootstrap = json!({
-        "node": { "id": GATEWAY, "cluster": "east" },
+        // It has no agent, and would wait 15 s for one.
+        "node": {
+            "id": GATEWAY,
+            "cluster": "east",
+            "metadata": { "zeugma.dev/secrets": "none" },
+        },
         "admin": { "address": address(admin) },
         "dynamic_resources": {
             "ads_config": {

@@ -29,6 +29,8 @@ mod ports;
 #[path = "../../tests/support/process.rs"]
 mod process;
 mod report;
+#[path = "../../tests/support/serving.rs"]
+mod serving;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -4,15 +4,15 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use crate::client::get;
 use crate::process::Process;
+use crate::serving::Serving;
 
 /// Routes in one file.
 const EACH: usize = 100;
@@ -55,21 +55,14 @@ impl Plane {
                 documents(routes, None),
             )?;
         }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
-        command.args(["xds", "serve", "--plaintext", "--listen", "127.0.0.1:0"]);
-        command
-            .args(["--admin", "127.0.0.1:0", "--config"])
-            .arg(&config);
-        let process = Process::start("xds", &mut command, folder)?;
-        let line = process.wait_for_text("ZG0505")?;
-        let at = |name: &str| -> Result<SocketAddr> {
-            let mut words = line.split_whitespace();
-            let found = words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            Ok(found.context("an address")?.parse()?)
-        };
+        let Serving {
+            listens,
+            admin,
+            process,
+        } = Serving::start(&config, folder)?;
         Ok(Self {
-            listens: at("address")?,
-            admin: at("admin")?,
+            listens,
+            admin,
             config,
             services,
             changed: 0,

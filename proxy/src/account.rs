@@ -87,7 +87,7 @@ pub(crate) struct Caller {
 /// What the TLS of a connection said.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TlsFacts {
-    pub(crate) sni: Option<String>,
+    pub(crate) sni: Option<Rc<String>>,
     pub(crate) group: Option<&'static str>,
     pub(crate) alert: Option<&'static str>,
 }
@@ -152,7 +152,7 @@ impl Closed {
         line.known(r#","src.attested":"#, self.attested.as_deref());
         line.text(r#","src.peer":"#, caller.peer.as_deref());
         if let Some(tls) = tls {
-            line.text(r#","sni":"#, tls.sni.as_deref());
+            line.text(r#","sni":"#, tls.sni.as_ref().map(|sni| sni.as_str()));
             line.text(r#","tls.group":"#, tls.group);
             line.text(r#","tls.alert":"#, tls.alert);
         }
@@ -676,7 +676,7 @@ mod tests {
             source: "127.0.0.1:1".parse().unwrap(),
             caller,
             tls: Some(TlsFacts {
-                sni: Some("a\n\"b".to_owned()),
+                sni: Some("a\n\"b".to_owned().into()),
                 ..TlsFacts::default()
             }),
             line: Stretch::new(),

@@ -640,8 +640,13 @@ impl Visit {
         }
         let first = peek(tcp, prefix, deadline).await?;
         if let First::Hello(hello) = &first {
+            let sni: Option<Rc<String>> = hello.sni.clone().map(Rc::new);
+            // What one route alone is carried on is not looked into.
+            if listener.only.is_none() {
+                self.listed.is_called(sni.clone());
+            }
             self.tls = Some(TlsFacts {
-                sni: hello.sni.clone(),
+                sni,
                 ..TlsFacts::default()
             });
         }
@@ -728,10 +733,12 @@ impl Visit {
         evidence: Evidence<'_>,
     ) -> Result<(), Reason> {
         let snapshot = Arc::clone(&self.published.snapshot);
+        let sni = self.listed.sni();
         let asking = Asking {
             listener,
             source: self.listed.source().ip(),
             evidence,
+            sni: sni.as_ref().map(|sni| sni.as_str()),
             method: None,
             path: None,
             headers: None,
@@ -771,6 +778,8 @@ impl Visit {
     fn admission(&self, service: ServiceIx, refused: Refused) -> Admit {
         let published = Arc::clone(&self.published);
         let (listener, source) = (Arc::clone(&self.listed.listener), self.listed.source().ip());
+        // `Admit` may be asked on any thread, which an `Rc` may not.
+        let sni: Option<Box<str>> = self.listed.sni().map(|sni| sni.as_str().into());
         Box::new(move |id: &SpiffeId| {
             let snapshot = &published.snapshot;
             let Some(listener) = published.listener(&listener) else {
@@ -784,6 +793,7 @@ impl Visit {
                 listener,
                 source,
                 evidence: Evidence::Verified(id),
+                sni: sni.as_deref(),
                 method: None,
                 path: None,
                 headers: None,

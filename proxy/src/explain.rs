@@ -373,6 +373,7 @@ fn rule(snapshot: &Snapshot, rule: &Rule, kind: &str) -> Option<Value> {
         RuleField::Via,
         RuleField::Listeners,
         RuleField::Sources,
+        RuleField::Sni,
         RuleField::Methods,
         RuleField::Paths,
         RuleField::Headers,

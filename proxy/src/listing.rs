@@ -60,6 +60,7 @@ pub(crate) struct Carrying {
     pub(crate) service: Option<(Arc<str>, u16)>,
     pub(crate) peer: Option<Arc<TlsPeer>>,
     pub(crate) attested: Option<SpiffeId>,
+    pub(crate) sni: Option<Box<str>>,
     pub(crate) request: Option<(String, String)>,
     pub(crate) upstream: Option<(Arc<str>, Address, Arc<TlsPeer>)>,
 }
@@ -82,6 +83,7 @@ impl Carrying {
             "port": self.service.as_ref().map(|(_, port)| port),
             "source_principal": self.peer.as_ref().map(|peer| peer.id.as_str()),
             "source_attested": self.attested.as_ref().map(SpiffeId::as_str),
+            "sni": self.sni,
             "method": self.request.as_ref().map(|(method, _)| method),
             "path": self.request.as_ref().map(|(_, path)| path),
             "destination_backend": self.upstream.as_ref().map(|(backend, ..)| &**backend),

@@ -84,6 +84,8 @@ struct Known {
     peer: Option<Arc<TlsPeer>>,
     /// The identity that a gateway handed on, where its word counted.
     claimed: Option<SpiffeId>,
+    /// The server name of its TLS, where that ends here or is relayed as it is. A `str` would be longer.
+    sni: Option<Rc<String>>,
     upstream: Option<Box<Upstream>>,
     /// Small, for there are many: what most have nothing of.
     seldom: Option<Box<Seldom>>,
@@ -159,6 +161,7 @@ impl Registry {
                 service: None,
                 peer: None,
                 claimed: None,
+                sni: None,
                 upstream: None,
                 seldom: None,
             }),
@@ -181,6 +184,7 @@ impl Registry {
                 service: original.service.clone(),
                 peer: original.peer.clone(),
                 claimed: original.claimed.clone(),
+                sni: original.sni.clone(),
                 upstream: None,
                 seldom: Some(Box::new(Seldom {
                     mirror: Some(Arc::clone(route)),
@@ -243,6 +247,7 @@ impl Known {
             service: self.service.clone(),
             peer: self.peer.clone(),
             attested: self.claimed.clone(),
+            sni: self.sni.as_ref().map(|sni| sni.as_str().into()),
             request,
             upstream: upstream.map(|up| {
                 (
@@ -330,6 +335,16 @@ impl Entry {
     /// Notes the identity that was handed on and counted.
     pub(crate) fn is_for(&self, claimed: Option<&SpiffeId>) {
         self.known.borrow_mut().claimed = claimed.cloned();
+    }
+
+    /// Notes the server name of its TLS, which ends here or is relayed as it is.
+    pub(crate) fn is_called(&self, sni: Option<Rc<String>>) {
+        self.known.borrow_mut().sni = sni;
+    }
+
+    /// The server name of its TLS, where that ends here or is relayed as it is.
+    pub(crate) fn sni(&self) -> Option<Rc<String>> {
+        self.known.borrow().sni.clone()
     }
 
     /// Notes the endpoint it is carried to, where its certificate was verified.
@@ -623,6 +638,7 @@ impl Judge {
             proxy: seldom.proxy.map(|proxy| proxy.ip()),
             verified: known.peer.as_ref().map(|peer| &peer.id),
             claimed: known.claimed.as_ref(),
+            sni: known.sni.as_ref().map(|sni| sni.as_str()),
             service,
             led,
             kind,

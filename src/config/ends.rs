@@ -99,6 +99,7 @@ fn judged(entry: &Value, snapshot: &Snapshot, directory: &Directory) -> Option<R
         proxy: None,
         verified: verified.as_ref(),
         claimed: claimed.as_ref(),
+        sni: field(entry, "sni").as_str(),
         service,
         led: None,
         kind,

@@ -362,6 +362,7 @@ fn rule(rule: &Value) -> String {
         "via",
         "listeners",
         "sources",
+        "sni",
         "methods",
         "paths",
         "headers",

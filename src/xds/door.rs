@@ -56,6 +56,9 @@ pub(super) struct Doorkeeper {
     door: Door,
     room: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    /// Whose turn it is to accept: of all that come at once one thread would take most, and be at work on
+    /// them when the others have long been done.
+    turn: Arc<Semaphore>,
     lines: Arc<Seldom>,
     /// Of connections that are not accepted.
     turned_away: Arc<Seldom>,
@@ -68,6 +71,7 @@ impl Doorkeeper {
             door,
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            turn: Arc::new(Semaphore::new(1)),
             lines: Arc::default(),
             turned_away: Arc::default(),
         }
@@ -106,8 +110,13 @@ impl Doorkeeper {
     async fn run(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
         loop {
+            // Who waits for a turn has it in the order of asking, and nothing is lost with it.
+            let accept = async {
+                let _turn = self.turn.acquire().await;
+                listener.accept().await
+            };
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = accept => accepted,
                 Some(_ended) = connections.join_next() => continue,
                 () = self.server.drained() => break,
             };

@@ -408,6 +408,29 @@ async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_
 }
 
 #[tokio::test]
+async fn what_another_control_plane_gave_serves_until_the_one_that_is_asked_answers() {
+    let mut world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    let kept = world.east.config().join("state/east-gw/control-plane");
+    eventually("it to be kept", async || kept.exists().then_some(())).await;
+    world.control_plane.kill().await;
+    gateway.finish().await;
+    let former = format!("https://{}", world.control_plane.address);
+    // Nobody listens there.
+    let other =
+        "{ addresses: ['https://127.0.0.1:1'], spiffeIDs: ['spiffe://east.example/zeugma/xds'] }";
+    world.east.set("controlPlane", other);
+    let gateway = world.start().await;
+    gateway.message("ZG0527").await;
+    assert_eq!(get(world.east.apps, ORDERS, "/").await.status, 200);
+    assert_eq!(told(&gateway).await["kept_from"], former);
+    let finding = until_finding(&gateway, "ZG0527").await;
+    assert!(finding.contains(&former), "{finding}");
+    gateway.finish().await;
+}
+
+#[tokio::test]
 async fn what_changed_is_added_to_what_is_kept_and_serves_after_a_restart_too() {
     let mut world = World::new().await;
     world.say_orders("1");

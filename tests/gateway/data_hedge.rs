@@ -6,9 +6,9 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::data_client::{Client, Wire, call};
-use crate::data_mesh::{Gateway, HELLO, endpoints, near_route};
+use crate::data_mesh::{Gateway, HELLO, endpoints, near_route, statuses};
 use crate::data_services::{HttpService, Mode, Refusing};
-use crate::mesh::within;
+use crate::mesh::{Cluster, eventually, within};
 
 /// Soon: where it is used the first answer is held back.
 const HEDGED: &str = "retries: { budget: 100%, hedge: { after: 20ms } }";
@@ -49,7 +49,7 @@ async fn the_answer_comes_from_the_endpoint_that_gives_one_and_the_other_is_give
             assert_eq!(gateway.get(&format!("/{nth}")).await.text(), "good");
         }
         // Each in its turn was the first.
-        assert!(slow.hits() >= 2, "{}", slow.hits());
+        assert!(slow.hits() >= 2, "{}", gateway.process.told());
         slow.given_up(slow.hits()).await;
         let mut attempts = Vec::new();
         for nth in 0..6 {
@@ -69,7 +69,8 @@ async fn the_answer_comes_from_the_endpoint_that_gives_one_and_the_other_is_give
         assert_eq!(
             (hedged, alone),
             (slow.hits(), 6 - slow.hits()),
-            "{attempts:?}"
+            "{attempts:?}\n{}",
+            gateway.process.told()
         );
         let won = [
             hedges(&gateway, "sent").await,
@@ -279,5 +280,123 @@ async fn a_caller_that_leaves_takes_both_tries_with_it() {
     let line = line(&gateway, "/left").await;
     assert_eq!(line["verdict"], "downstream-closed", "{line}");
     assert_eq!(line["attempts"], 2, "{line}");
+    gateway.process.finish().await;
+}
+
+/// A service that hangs behind hedged requests is given up each time, which is no failure: what notices is
+/// that it takes longer than others, or a check that asks by itself.
+#[tokio::test]
+async fn what_hangs_is_taken_out_by_being_slow_or_by_an_active_check_and_by_nothing_else() {
+    // Later than a good endpoint answers, so that those are not slow.
+    let late = "retries: { budget: 100%, hedge: { after: 200ms } }";
+    let slow = "health: { passive: { slow: { over: 3x, requests: 5 }, eject: 1h } }";
+    let active = "health: { active: { http: /healthz, every: 200ms, timeout: 1s, down: 2 } }";
+    for (health, code, cause) in [
+        ("health: { passive: { consecutive: 1 } }", None, ""),
+        (slow, Some("ZG0421"), "cause=Slow"),
+        (active, Some("ZG0423"), ""),
+    ] {
+        let services = ["stuck", "good", "good"].map(HttpService::start);
+        let [stuck, good, _] = &services;
+        stuck.set(Mode::Hang);
+        let gateway = gateway(&services.each_ref(), &[late, health]).await;
+        let address = stuck.address().to_string();
+        let is_out = |gateway: &Gateway| {
+            let told = gateway.process.told();
+            let mut lines = told.lines().filter(|line| line.contains(&address));
+            code.is_some_and(|code| lines.any(|line| line.contains(code) && line.contains(cause)))
+        };
+        let asked = |service: &HttpService| {
+            let seen = service.seen();
+            seen.iter().filter(|one| one.path != "/healthz").count()
+        };
+        let out = async {
+            while !is_out(&gateway) && (code.is_some() || asked(stuck) < 8) {
+                assert_eq!(gateway.get("/").await.text(), "good");
+            }
+        };
+        within("its end", out).await;
+        let told = gateway.process.told();
+        let others = ["ZG0421", "ZG0423"]
+            .into_iter()
+            .filter(|one| code != Some(*one));
+        others.for_each(|other| assert!(!told.contains(other), "{health}: {told}"));
+        if code.is_some() {
+            // Both workers know it by now or soon; none is asked there after that.
+            (gateway.until("demo/hello", "two that are healthy", |shares| {
+                statuses(shares)
+                    .iter()
+                    .filter(|one| *one == "healthy")
+                    .count()
+                    == 2
+            }))
+            .await;
+            let before = (asked(stuck), asked(good));
+            for _ in 0..12 {
+                assert_eq!(gateway.get("/").await.text(), "good");
+            }
+            assert_eq!(asked(stuck), before.0, "{health}");
+            assert!(asked(good) > before.1);
+        }
+        gateway.process.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_rule_ends_both_tries_with_its_reason_and_leaves_no_place_taken() {
+    let (one, other) = (HttpService::start("one"), HttpService::start("other"));
+    one.set(Mode::Hang);
+    other.set(Mode::Hang);
+    let backends = format!(
+        "backends: [{{ {} }}]",
+        endpoints(&[one.address(), other.address()])
+    );
+    // Of one worker: a place that stays taken would send all that follows to the other endpoint.
+    let balance = "balance: { policy: least-request }";
+    let limits = "limits: { requests: 1 }";
+    let spec = [&*backends, balance, limits, HEDGED, NO_EJECTION];
+    let mut cluster = Cluster::new("east");
+    cluster.set("workers", "1");
+    let gateway = Gateway::of(cluster, &near_route("hello", &spec)).await;
+    let asking = gateway.get("/denied");
+    let denying = async {
+        one.arrived(1).await;
+        other.arrived(1).await;
+        let denied = [&spec[..], &["deny: [{ paths: [/denied] }]"]].concat();
+        let routes = near_route("hello", &denied);
+        gateway.cluster.write("routes.yaml", &routes);
+        one.given_up(1).await;
+        other.given_up(1).await;
+    };
+    let (answer, ()) = tokio::join!(asking, denying);
+    assert_eq!(answer.status, 403);
+    let line = line(&gateway, "/denied").await;
+    assert_eq!(line["verdict"], "no-longer-allowed", "{line}");
+    assert_eq!(line["attempts"], 2, "{line}");
+    let rule = line["policy.rule"].as_str().unwrap();
+    assert!(rule.contains("routes.yaml:"), "{line}");
+    let told = [
+        hedges(&gateway, "sent").await,
+        hedges(&gateway, "won").await,
+    ];
+    assert_eq!(told, [1.0, 0.0]);
+    eventually("nothing that is open", async || {
+        let open = gateway.process.admin_json("/api/v1/connections").await;
+        (open["carried"]["total"] == 0).then_some(())
+    })
+    .await;
+    one.set(Mode::Normal);
+    other.set(Mode::Normal);
+    for nth in 0..24 {
+        assert_eq!(gateway.get(&format!("/{nth}")).await.status, 200);
+        // Its place is given back with its line.
+        self::line(&gateway, &format!("/{nth}")).await;
+    }
+    assert!(
+        one.hits() > 1 && other.hits() > 1,
+        "{} {}",
+        one.hits(),
+        other.hits()
+    );
     gateway.process.finish().await;
 }

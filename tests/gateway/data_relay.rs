@@ -257,9 +257,9 @@ async fn where_a_users_quota_of_pipes_ends_bulk_is_copied_whole() {
     let Some(namespace) = Namespace::new() else {
         return;
     };
-    // Its sockets buffer less than is sent.
+    // Its sockets buffer less than is sent, and well more than what is copied before pipes are used.
     for setting in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"] {
-        let setting = format!("{setting}=4096 524288 1048576");
+        let setting = format!("{setting}=4096 1048576 1048576");
         let set = namespace.command("sysctl").args(["-qw", &setting]).status();
         assert!(set.unwrap().success(), "{setting}");
     }

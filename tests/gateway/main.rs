@@ -83,6 +83,7 @@ mod security_files;
 mod security_headers;
 mod security_hello;
 mod security_limits;
+mod security_names;
 mod security_pki;
 mod security_recheck;
 mod security_requests;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::mesh::secrets::{
     SecretManner, SecretServer, anchors_of, certificate_of, inline, validator,
 };
-use crate::mesh::{Cluster, eventually, within};
+use crate::mesh::{Cluster, eventually};
 use crate::security_pki::Domain;
 use crate::security_workload::{
     World, ask, at, is_let_in, open, serial, serial_of, until_let_in, until_refused, until_serial,
@@ -102,30 +102,9 @@ async fn rotated_under_traffic(manner: SecretManner) {
     let east = &world.east;
     let server = server(&world, manner);
     let gateway = world.start().await;
-    let mut kept = open(&world.cart, east.mesh).await;
-    ask(&mut kept).await.unwrap();
-    let (stop, stopped) = tokio::sync::watch::channel(());
-    let (caller, mesh) = (world.cart.clone(), east.mesh);
-    let traffic = tokio::spawn(async move {
-        let mut sent = 0;
-        while !stopped.has_changed().unwrap() {
-            let mut sender = open(&caller, mesh).await;
-            for _ in 0..5 {
-                ask(&mut sender).await.unwrap();
-                sent += 1;
-            }
-        }
-        sent
-    });
-    for _ in 0..4 {
-        let next = east.renew();
-        server.put("default", certificate(east));
-        until_serial(&world.cart, east.mesh, &next).await;
-        ask(&mut kept).await.unwrap();
-    }
-    stop.send(()).unwrap();
-    let sent = within("the last request", traffic).await.unwrap();
-    assert!(sent > 0);
+    world
+        .rotates_under_traffic(|| server.put("default", certificate(east)))
+        .await;
     let heard = server.heard_so_far();
     assert!(heard.iter().all(|heard| heard.error.is_none()), "{heard:?}");
     let is_delta = manner != SecretManner::Full;

@@ -419,6 +419,24 @@ const EXPORTED: &[(&str, By, bool)] = &[
     ("shared.wild.example", By::West(CART), true),
     ("outbound_.81_._.shared.wild.example", By::West(CART), false),
     ("nobody.example", By::West(CART), false),
+    // By the name that their TLS has, and without TLS none.
+    ("one.by.example", By::West(CART), true),
+    ("One.By.example", By::West(CART), true),
+    ("two.by.example", By::West(CART), false),
+    ("a.deep.by.example", By::West(CART), true),
+    ("b.a.deep.by.example", By::West(CART), true),
+    ("x.deep.by.example", By::West(CART), false),
+    ("b.x.deep.by.example", By::West(CART), true),
+    ("one.by.example", By::Nobody, false),
+];
+
+const NAMED_RULES: &[&str] = &[
+    "protocol: http",
+    "hosts: [one.by.example, two.by.example, '*.deep.by.example']",
+    "backends: [{ endpoints: [@a] }]",
+    "allow: [{ sni: [one.by.example, '*.deep.by.example'] }]",
+    "deny: [{ sni: [x.deep.by.example] }]",
+    "export: { to: [west] }",
 ];
 
 /// Who asks: nobody in plaintext from this cluster, others by mTLS from another one.
@@ -576,9 +594,11 @@ fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
     };
     let west = "export: { to: [west] }";
     let headed = (HEADED_RULES.iter()).map(|line| with_addresses(line, &endpoints));
+    let by_name = (NAMED_RULES.iter()).map(|line| with_addresses(line, &endpoints));
     let routes = [
         ("guarded", guarded),
         ("headed", headed.collect()),
+        ("by-name", by_name.collect()),
         named("wild", &["hosts: ['*.wild.example']", west]),
         named("hidden", &["hosts: [hidden.wild.example]"]),
         named("shared", &["hosts: [shared.wild.example]", west]),

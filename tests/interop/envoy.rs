@@ -121,6 +121,12 @@ impl Envoy {
     pub(crate) fn stat(&self, suffix: &str) -> Result<u64> {
         stat(&self.admin, suffix)
     }
+
+    /// The listeners that it has.
+    pub(crate) fn listeners(&self) -> Result<String> {
+        let of = "config_dump?resource=dynamic_listeners";
+        Ok(curl::get(&format!("http://{}/{of}", self.admin))?.body)
+    }
 }
 
 /// Starts an Envoy and waits until its workers accept connections; where its admin API is.

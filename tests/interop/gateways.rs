@@ -60,15 +60,16 @@ impl Mesh {
         setup.start()
     }
 
-    /// Our gateway of west, which hands `route` to a service of its own.
+    /// Our gateway of west, which hands each route to a service of its own.
     fn west(&self, folder: &Path, services: &[(&str, u16)]) -> Result<Gateway> {
-        let mut setup = Setup::new(
-            folder,
-            WEST,
-            &self.west_gateway,
-            &[&self.east.trust, &self.west.trust],
-        )?
-        .caller(EAST, &self.east_gateway.id);
+        let trusted = [&self.east.trust, &self.west.trust];
+        let setup = Setup::new(folder, WEST, &self.west_gateway, &trusted)?;
+        self.west_of(setup, services)
+    }
+
+    /// As [`west`](Self::west), set up otherwise.
+    fn west_of(&self, setup: Setup, services: &[(&str, u16)]) -> Result<Gateway> {
+        let mut setup = setup.caller(EAST, &self.east_gateway.id);
         for (route, port) in services {
             setup = setup.route(
                 route,
@@ -81,6 +82,13 @@ impl Mesh {
             );
         }
         setup.start()
+    }
+
+    /// Renews the certificate of west's gateway: the same files again, in the same folder.
+    fn renew_west(&self) -> Result<()> {
+        let renewed = self.west.svid("/zeugma/gateway")?;
+        assert_eq!(renewed.certificate, self.west_gateway.certificate);
+        Ok(())
     }
 
     /// An Envoy that ends TLS for `host` with `svid` and hands on to `port`.
@@ -141,24 +149,11 @@ fn our_gateway_is_given_its_certificate_by_grpcs_own_server() -> Result<()> {
     let trusted = [&mesh.west.trust, &mesh.east.trust];
     let agent = Agent::start(&folder, &mesh.west_gateway, &trusted)?;
     let orders = service("west-orders", &folder)?;
-    let west = Setup::new(&folder, WEST, &mesh.west_gateway, &[])?
-        .agent(&agent.socket)
-        .caller(EAST, &mesh.east_gateway.id)
-        .route(
-            "orders",
-            &[
-                "protocol: http",
-                &format!("backends: [{{ endpoints: [\"{}\"] }}]", orders.address),
-                "allow: [{ from: [\"spiffe://east.example/*\"] }]",
-                "export: { to: [east] }",
-            ],
-        )
-        .start()?;
+    let setup = Setup::new(&folder, WEST, &mesh.west_gateway, &[])?.agent(&agent.socket);
+    let west = mesh.west_of(setup, &[("orders", orders.address.port())])?;
     let east = mesh.east(&folder, west.mesh, &mesh.west_gateway.id, &["orders"])?;
     requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)?;
-    // The same files again, in the same folder.
-    let renewed = mesh.west.svid("/zeugma/gateway")?;
-    assert_eq!(renewed.certificate, mesh.west_gateway.certificate);
+    mesh.renew_west()?;
     west.applied(2)?;
     requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)
 }
@@ -170,27 +165,14 @@ fn given_by_secrets(test: &str, method: Method) -> Result<()> {
     let trusted = [&mesh.west.trust, &mesh.east.trust];
     let sds = Sds::start(test, &folder, method, (&mesh.west_gateway, &trusted))?;
     let orders = service("west-orders", &folder)?;
-    let west = Setup::new(&folder, WEST, &mesh.west_gateway, &[])?
-        .secrets(&sds.socket)
-        .caller(EAST, &mesh.east_gateway.id)
-        .route(
-            "orders",
-            &[
-                "protocol: http",
-                &format!("backends: [{{ endpoints: [\"{}\"] }}]", orders.address),
-                "allow: [{ from: [\"spiffe://east.example/*\"] }]",
-                "export: { to: [east] }",
-            ],
-        )
-        .start()?;
+    let setup = Setup::new(&folder, WEST, &mesh.west_gateway, &[])?.secrets(&sds.socket);
+    let west = mesh.west_of(setup, &[("orders", orders.address.port())])?;
     let east = mesh.east(&folder, west.mesh, &mesh.west_gateway.id, &["orders"])?;
     requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)?;
     for name in ["default", "ROOTCA"] {
         sds.heard(&format!("ack {name} "))?;
     }
-    // The same files again, in the same folder.
-    let renewed = mesh.west.svid("/zeugma/gateway")?;
-    assert_eq!(renewed.certificate, mesh.west_gateway.certificate);
+    mesh.renew_west()?;
     west.applied(2)?;
     requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)?;
     // A key of somebody else's.

@@ -19,6 +19,8 @@ mod peers_alone;
 mod pki;
 mod sds;
 mod served;
+#[path = "../support/serving.rs"]
+mod serving;
 mod websocket;
 mod xds;
 mod zeugma;
@@ -27,6 +29,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+
+use support::process;
 
 /// An empty folder for one test's files and logs; it stays after the test, to be looked at.
 fn folder(test: &str) -> Result<PathBuf> {

@@ -549,6 +549,7 @@ impl Scenario {
             } else {
                 Evidence::Network
             },
+            sni: None,
             wants: if mesh {
                 Wants::Inside(ServiceIx(ix))
             } else {

@@ -28,9 +28,11 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use zeugma_xds::{Admission, Caller, Good, Plane, Server, ServerLimits, Sources, Visitor};
 
 // As in `zeugma`: what is freed goes back to the kernel.
@@ -128,9 +130,11 @@ async fn run(services: usize, clients: usize) -> Figures {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let mut gateways = Gateways::start(listener.local_addr().unwrap(), clients);
+    let turn = Arc::new(Semaphore::new(1));
     for _ in 0..THREADS {
         let (listener, server) = (listener.try_clone().unwrap(), server.clone());
-        std::thread::spawn(move || runtime().block_on(accept(listener, server)));
+        let turn = Arc::clone(&turn);
+        std::thread::spawn(move || runtime().block_on(accept(listener, turn, server)));
     }
 
     let begun = Instant::now();
@@ -207,10 +211,15 @@ fn runtime() -> tokio::runtime::Runtime {
     builder.enable_all().build().unwrap()
 }
 
-async fn accept(listener: std::net::TcpListener, server: Server) {
+/// In turns, as the threads that the server has.
+async fn accept(listener: std::net::TcpListener, turn: Arc<Semaphore>, server: Server) {
     let listener = TcpListener::from_std(listener).unwrap();
     loop {
-        let (stream, source) = listener.accept().await.unwrap();
+        let accepted = {
+            let _turn = turn.acquire().await;
+            listener.accept().await
+        };
+        let (stream, source) = accepted.unwrap();
         stream.set_nodelay(true).unwrap();
         let visitor = Visitor {
             caller: Caller::Local,

@@ -3,6 +3,7 @@
 //!
 //! No protobuf type leaves this crate, and it opens no socket: the [`Server`] is given connections.
 
+mod body;
 mod bundle_url;
 mod canonical;
 mod catalog;

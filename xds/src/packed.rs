@@ -7,6 +7,7 @@ use crate::error::Findings;
 use crate::pb::{self, Any, route};
 #[cfg(test)]
 use {
+    crate::body::Body,
     crate::ingest::Packed,
     std::collections::HashMap,
     zeugma_core::snapshot::{Node, Snapshot},
@@ -57,15 +58,22 @@ pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resource
 /// Makes a snapshot from packed resources alone.
 #[cfg(test)]
 pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Findings> {
-    fn of(all: &[(String, Any)]) -> Vec<(&str, &Any)> {
-        all.iter().map(|(name, any)| (name.as_str(), any)).collect()
+    let packed = |all: &[(String, Any)]| -> Vec<(String, Body)> {
+        let all = all.iter().cloned();
+        all.map(|(name, any)| (name, any.into())).collect()
+    };
+    fn of(all: &[(String, Body)]) -> Vec<(&str, &Body)> {
+        let all = all.iter();
+        all.map(|(name, body)| (name.as_str(), body)).collect()
     }
+    let [clusters, routes, listeners] =
+        [&resources.clusters, &resources.routes, &resources.listeners].map(|all| packed(all));
     let packed = Packed {
-        clusters: of(&resources.clusters),
+        clusters: of(&clusters),
         endpoints: HashMap::new(),
-        routes: of(&resources.routes),
+        routes: of(&routes),
         empty_routes: Vec::new(),
-        listeners: of(&resources.listeners),
+        listeners: of(&listeners),
     };
     Ok(packed.ingest(node)?.snapshot)
 }

@@ -249,6 +249,16 @@ pub(crate) fn exactly(text: &str) -> matcher::StringMatcher {
     }
 }
 
+/// A text that must end with this.
+pub(crate) fn ending(text: &str) -> matcher::StringMatcher {
+    matcher::StringMatcher {
+        match_pattern: Some(matcher::string_matcher::MatchPattern::Suffix(
+            text.to_owned(),
+        )),
+        ignore_case: false,
+    }
+}
+
 /// A text that must begin with this.
 pub(crate) fn beginning(text: &str) -> matcher::StringMatcher {
     matcher::StringMatcher {

@@ -35,6 +35,8 @@ pub(crate) struct Claim {
     pub locality: String,
     /// The program.
     pub agent: String,
+    /// Nobody gives it secrets.
+    pub is_bare: bool,
 }
 
 /// What is made for a node: whose gateway's configuration, as seen from where. Replicas that stand in
@@ -182,6 +184,8 @@ impl Plane {
             // "gRPC C-core", "gRPC Go", "gRPC Java".
             flavor: if claim.agent.starts_with("gRPC") {
                 Flavor::Grpc
+            } else if claim.agent == ENVOY && claim.is_bare {
+                Flavor::Bare
             } else if claim.agent == ENVOY {
                 Flavor::Envoy
             } else {

@@ -3,6 +3,7 @@
 
 mod header;
 pub mod path;
+mod server_name;
 
 use std::net::IpAddr;
 
@@ -15,6 +16,7 @@ use crate::snapshot::{
 use crate::verdict::Reason;
 
 use path::RequestPath;
+use server_name::ServerName;
 
 /// What is known of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,9 @@ pub struct Asking<'a> {
     pub source: IpAddr,
     /// Who asks.
     pub evidence: Evidence<'a>,
+    /// The server name that the caller's TLS named, where that ends here or is relayed as it is: with
+    /// `None` no rule that asks for one matches.
+    pub sni: Option<&'a str>,
     /// The HTTP method; `None` for what is no request.
     pub method: Option<&'a str>,
     /// The HTTP path as received, its query may follow; `None` for what is no request.
@@ -175,6 +180,8 @@ pub enum RuleField {
     Listeners,
     /// [`Rule::sources`].
     Sources,
+    /// [`Rule::sni`].
+    Sni,
     /// [`Rule::methods`].
     Methods,
     /// [`Rule::paths`].
@@ -192,6 +199,7 @@ impl RuleField {
             Self::Via => "via",
             Self::Listeners => "listeners",
             Self::Sources => "sources",
+            Self::Sni => "sni",
             Self::Methods => "methods",
             Self::Paths => "paths",
             Self::Headers => "headers",
@@ -262,6 +270,7 @@ fn enforced_on_session(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<
         (handed_on || (rule.via.is_empty() && named))
             && caller.came_in_on(rule)
             && caller.calls_from(rule)
+            && caller.surely_asks_for(rule)
     });
     may.map_or(verdict, |rule| Verdict::Allow { rule })
 }
@@ -388,6 +397,8 @@ struct Caller<'a> {
     /// An IPv4 address that came in on an IPv6 socket is an IPv4 address.
     source: IpAddr,
     evidence: Evidence<'a>,
+    /// `None` also where no rule asks for it.
+    sni: Option<ServerName<'a>>,
     method: Option<&'a str>,
     /// `None` also where no rule asks for it.
     path: Option<RequestPath<'a>>,
@@ -408,14 +419,17 @@ impl<'a> Caller<'a> {
             }
             same @ (Evidence::Network | Evidence::Verified(_) | Evidence::Asserted { .. }) => same,
         };
-        let mut rules = policy.allow.iter().chain(&policy.deny);
+        let rules = || policy.allow.iter().chain(&policy.deny);
         Self {
             listener: &asking.listener.name,
             source: asking.source.to_canonical(),
             evidence,
+            sni: (asking.sni)
+                .filter(|_| rules().any(|rule| !rule.sni.is_empty()))
+                .map(ServerName::new),
             method: asking.method,
             path: (asking.path)
-                .filter(|_| rules.any(|rule| !rule.paths.is_empty()))
+                .filter(|_| rules().any(|rule| !rule.paths.is_empty()))
                 .map(RequestPath::new),
             headers: asking.headers,
         }
@@ -428,7 +442,7 @@ impl<'a> Caller<'a> {
     }
 
     /// Each field of an allow rule, and whether it matches.
-    fn fields(&self, rule: &Rule) -> [(RuleField, bool); 7] {
+    fn fields(&self, rule: &Rule) -> [(RuleField, bool); 8] {
         let is_from = rule.from.is_empty()
             || self
                 .allowed_as(rule)
@@ -447,6 +461,7 @@ impl<'a> Caller<'a> {
             (RuleField::Via, self.came_via(rule)),
             (RuleField::Listeners, self.came_in_on(rule)),
             (RuleField::Sources, self.calls_from(rule)),
+            (RuleField::Sni, self.surely_asks_for(rule)),
             (RuleField::Methods, is_method),
             (RuleField::Paths, is_path),
             (RuleField::Headers, has_headers),
@@ -454,13 +469,15 @@ impl<'a> Caller<'a> {
     }
 
     /// Whether a deny rule matches; in doubt (an ID handed on, a path that servers read
-    /// differently, a method in another case, one of several values of a header) it does.
+    /// differently, a server name that is no host, a method in another case, one of several values of a
+    /// header) it does.
     fn is_denied_by(&self, rule: &Rule) -> bool {
         let of_method = |name: &str| (self.method).is_some_and(|is| name.eq_ignore_ascii_case(is));
         (rule.from.is_empty() || self.denied_as(rule).any(|id| named(&rule.from, id)))
             && self.came_via(rule)
             && self.came_in_on(rule)
             && self.calls_from(rule)
+            && self.may_ask_for(rule)
             && (rule.methods.is_empty() || rule.methods.iter().any(|name| of_method(name)))
             && (rule.paths.is_empty()
                 || (self.path.as_ref())
@@ -508,6 +525,16 @@ impl<'a> Caller<'a> {
 
     fn calls_from(&self, rule: &Rule) -> bool {
         rule.sources.is_empty() || contains(&rule.sources, self.source)
+    }
+
+    fn surely_asks_for(&self, rule: &Rule) -> bool {
+        let surely = |sni: &ServerName<'_>| rule.sni.iter().any(|of| sni.surely_is(of));
+        rule.sni.is_empty() || self.sni.as_ref().is_some_and(surely)
+    }
+
+    fn may_ask_for(&self, rule: &Rule) -> bool {
+        let may = |sni: &ServerName<'_>| rule.sni.iter().any(|of| sni.may_be(of));
+        rule.sni.is_empty() || self.sni.as_ref().is_some_and(may)
     }
 }
 

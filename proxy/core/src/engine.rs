@@ -24,6 +24,8 @@ pub struct Arrival<'a> {
     pub source: IpAddr,
     /// From whom.
     pub evidence: Evidence<'a>,
+    /// The server name that its TLS named, where that was ended here.
+    pub sni: Option<&'a str>,
     /// For what.
     pub wants: Wants<'a>,
 }
@@ -31,7 +33,7 @@ pub struct Arrival<'a> {
 impl<'a> Arrival<'a> {
     /// What is authorized of it.
     #[must_use]
-    pub const fn asking(&self) -> Asking<'a> {
+    pub fn asking(&self) -> Asking<'a> {
         let (method, path, headers) = match self.request() {
             Some(request) => (
                 Some(request.method),
@@ -40,10 +42,20 @@ impl<'a> Arrival<'a> {
             ),
             None => (None, None, None),
         };
+        let sni = match self.wants {
+            // What one route alone is carried on is not looked into.
+            Wants::Hello(hello) => {
+                let only = self.listener.only;
+                (hello.sni.as_deref()).filter(|_| only.is_none())
+            }
+            Wants::Inside(_) | Wants::RequestInside { .. } => self.sni,
+            Wants::Plaintext | Wants::Request(_) => None,
+        };
         Asking {
             listener: self.listener,
             source: self.source,
             evidence: self.evidence,
+            sni,
             method,
             path,
             headers,
@@ -582,6 +594,7 @@ mod tests {
             listener: world.listener(listener).unwrap(),
             source: "192.0.2.1".parse().unwrap(),
             evidence: from,
+            sni: None,
             wants,
         };
         match decide(world, &shares, &arrival, &|_| 0, 1) {
@@ -705,6 +718,7 @@ mod tests {
             listener: world.listener("apps").unwrap(),
             source: "192.0.2.1".parse().unwrap(),
             evidence: Evidence::Network,
+            sni: None,
             wants: Wants::Inside(ServiceIx(0)),
         };
         let decision = decide(&world, &shares, &arrival, &|_| 0, 1);
@@ -805,6 +819,7 @@ mod tests {
             listener: world.listener(listener).unwrap(),
             source: "192.0.2.1".parse().unwrap(),
             evidence: Evidence::Verified(from),
+            sni: None,
             wants: Wants::RequestInside {
                 sni: ServiceIx(0),
                 port: SniPort::Known,

@@ -304,6 +304,7 @@ pub fn explain(
         listener,
         source,
         evidence,
+        sni: hello.as_ref().and_then(|hello| hello.sni.as_deref()),
         wants,
     };
     let begins = hello.as_ref().map_or(Wants::Plaintext, Wants::Hello);

@@ -16,6 +16,7 @@ pub mod fleet;
 pub mod health;
 pub mod hello;
 pub mod identity;
+pub mod line;
 mod listed;
 pub mod locality;
 pub mod mirror;

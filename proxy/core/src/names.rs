@@ -84,10 +84,15 @@ impl HostPattern {
     /// Whether `host` is named by this pattern.
     #[must_use]
     pub fn matches(&self, host: &Host) -> bool {
+        self.matches_name(host.as_str())
+    }
+
+    /// As [`matches`](Self::matches), of a host's [canonical text](Host::as_str).
+    #[must_use]
+    pub fn matches_name(&self, host: &str) -> bool {
         match self {
-            Self::Exact(exact) => exact == host,
+            Self::Exact(exact) => exact.as_str() == host,
             Self::Below(suffix) => host
-                .as_str()
                 .strip_suffix(suffix.as_str())
                 .is_some_and(|head| head.len() > 1 && head.ends_with('.')),
         }
@@ -118,20 +123,23 @@ impl SniTarget {
     /// # Errors
     /// As [`Host::parse`]; a text that only resembles the `outbound_` form is read as a host.
     pub fn parse(sni: &str) -> Result<Self, HostError> {
-        if let Some((port, host)) = sni
-            .strip_prefix("outbound_.")
-            .and_then(|rest| rest.split_once("_._."))
-            && let Some(port) = parse_port(port)
-        {
-            return Ok(Self {
-                host: Host::parse(host)?,
-                port: Some(port),
-            });
-        }
+        let (host, port) = split_sni(sni)?;
         Ok(Self {
-            host: Host::parse(sni)?,
-            port: None,
+            host: Host(host.into()),
+            port,
         })
+    }
+}
+
+/// As [`SniTarget::parse`], with the host as its [canonical text](Host::as_str).
+///
+/// # Errors
+/// As [`SniTarget::parse`].
+pub fn split_sni(sni: &str) -> Result<(Cow<'_, str>, Option<u16>), HostError> {
+    let of_port = (sni.strip_prefix("outbound_.")).and_then(|rest| rest.split_once("_._."));
+    match of_port.and_then(|(port, host)| Some((host, parse_port(port)?))) {
+        Some((host, port)) => Ok((canonical(host)?, Some(port))),
+        None => Ok((canonical(sni)?, None)),
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Carried<'a> {
     pub verified: Option<&'a SpiffeId>,
     /// The ID that a gateway handed on with it.
     pub claimed: Option<&'a SpiffeId>,
+    /// The server name of its TLS, where that ended here or is relayed as it is.
+    pub sni: Option<&'a str>,
     /// What it asked for.
     pub service: Asked,
     /// The other service that the split of its rule led it to; one that is gone drains.
@@ -230,6 +232,7 @@ fn asking<'a>(snapshot: &Snapshot, listener: &'a Listener, carried: &Carried<'a>
         listener,
         source: carried.source,
         evidence,
+        sni: carried.sni,
         method,
         path,
         headers,

@@ -44,6 +44,7 @@ fn carried<'a>(
         proxy: None,
         verified: Some(verified),
         claimed: None,
+        sni: None,
         service: find(world, name, port),
         led: None,
         kind,
@@ -52,6 +53,35 @@ fn carried<'a>(
 
 fn bytes_of(world: &Snapshot, who: &SpiffeId) -> Result<(), Ending> {
     judge(world, &carried(world, "shop/db", who, Kind::Bytes))
+}
+
+#[test]
+fn a_new_deny_rule_by_server_name_ends_what_asked_for_it_and_nothing_else() {
+    let mut world = world();
+    let cart = id(CART);
+    let pattern = crate::names::HostPattern::parse("*.db.a").unwrap();
+    world.services[0].policy.deny = vec![Rule {
+        sni: vec![crate::snapshot::SniPattern::Host(pattern)],
+        ..Rule::default()
+    }];
+    world.services[0].inbound = Inbound::Passthrough;
+    for (kind, verified) in [(Kind::Bytes, Some(&cart)), (Kind::Passthrough, None)] {
+        let told = |sni| {
+            let carried = Carried {
+                sni,
+                verified,
+                ..carried(&world, "shop/db", &cart, kind)
+            };
+            judge(&world, &carried).map_err(|ending| ending.detail)
+        };
+        let ended = told(Some("one.db.a")).unwrap_err();
+        assert!(ended.contains("denied"), "{kind:?}: {ended}");
+        for other in [None, Some("db.a"), Some("other.a")] {
+            // Bytes without an identity are let in by no rule here.
+            let is_let_in = verified.is_some();
+            assert_eq!(told(other).is_ok(), is_let_in, "{kind:?} {other:?}");
+        }
+    }
 }
 
 #[test]

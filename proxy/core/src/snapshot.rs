@@ -224,6 +224,8 @@ pub struct Rule {
     pub listeners: Vec<Arc<str>>,
     /// The source address of the connection.
     pub sources: Vec<IpNet>,
+    /// The server name of the caller's TLS.
+    pub sni: Vec<SniPattern>,
     /// The HTTP method, in upper case.
     pub methods: Vec<Arc<str>>,
     /// The HTTP path.
@@ -245,6 +247,24 @@ impl Policy {
     pub fn headers_asked(&self) -> impl Iterator<Item = &Arc<str>> {
         let rules = self.allow.iter().chain(&self.deny);
         rules.flat_map(|rule| &rule.headers).map(|of| &of.name)
+    }
+}
+
+/// What a rule's `sni` names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SniPattern {
+    /// Every server name of such a host, whether it names a port too or not
+    /// ([`SniTarget`](crate::names::SniTarget)).
+    Host(HostPattern),
+    /// Every server name of such a text, as control planes have it that know nothing of us.
+    Text(HostPattern),
+}
+
+impl fmt::Display for SniPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(pattern) | Self::Text(pattern) => write!(f, "{pattern}"),
+        }
     }
 }
 

@@ -460,6 +460,7 @@ fn ask_rbac(id: &str, input: &Value, expected: &Value) {
         evidence: caller
             .as_ref()
             .map_or(Evidence::Network, Evidence::Verified),
+        sni: None,
         method: None,
         path: None,
         headers: None,

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::signal::unix::Signal;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
+use zeugma_core::line::with_causes;
 use zeugma_core::snapshot::Snapshot;
 use zeugma_xds::{
     Color, Findings, GatewaySettings, Good, LastGood, Loaded, NodeOptions, Refused, ResourceList,
@@ -520,17 +521,6 @@ impl Files {
         }
         self.said[1] = text;
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// What is to be said of a configuration.

@@ -43,6 +43,8 @@ const FAILS: &str = "ZG0522";
 const REFUSED: &str = "ZG0523";
 /// ... of what was kept ...
 const KEPT: &str = "ZG0524";
+/// ... of what was kept of another one ...
+const FORMER: &str = "ZG0527";
 /// ... of what it misses ...
 const MISSING: &str = "ZG0525";
 /// ... and of a gateway without any configuration.
@@ -68,6 +70,8 @@ struct Known {
     updated: Option<OffsetDateTime>,
     /// Whether what serves is what was kept.
     is_kept: bool,
+    /// Who gave that, where it is none of the servers that are asked.
+    former: Option<String>,
     refused: BTreeMap<(Kind, String), String>,
 }
 
@@ -102,6 +106,9 @@ pub(crate) fn begin(loaded: &mut Loaded) -> Option<Begun> {
     let control_plane = settings.control_plane.as_ref()?;
     let kept = kept(settings);
     let options = options(&loaded.snapshot.node, control_plane);
+    let by = kept.as_ref().and_then(Kept::by);
+    let former = by.filter(|by| !options.servers.iter().any(|one| one == by));
+    let former = former.map(str::to_owned);
     let (client, resumed) = Client::new(options, kept.as_ref());
     let side = Side::of(control_plane);
     if kept.is_some() && resumed.is_none() {
@@ -128,15 +135,26 @@ pub(crate) fn begin(loaded: &mut Loaded) -> Option<Begun> {
         let at = kept.and_then(|kept| i64::try_from(kept.at()).ok());
         let at = at.and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
         let age = at.map(|at| (OffsetDateTime::now_utc() - at).whole_seconds());
-        tracing::info!(
-            code = KEPT,
-            age_seconds = age,
-            version = %snapshot.version,
-            "the configuration that the control plane gave last, which was kept, serves until it answers"
-        );
+        let version = &snapshot.version;
+        match &former {
+            None => tracing::info!(
+                code = KEPT,
+                age_seconds = age,
+                %version,
+                "the configuration that the control plane gave last, which was kept, serves until it answers"
+            ),
+            Some(by) => tracing::warn!(
+                code = FORMER,
+                age_seconds = age,
+                %version,
+                by,
+                "the configuration that another control plane gave, which was kept, serves until one of controlPlane.addresses answers"
+            ),
+        }
         let mut known = side.lock();
         known.updated = at;
         known.is_kept = true;
+        known.former = former;
         drop(known);
         loaded.snapshot = snapshot;
         loaded.resources = resources;
@@ -223,6 +241,7 @@ impl Side {
         let mut known = self.lock();
         known.updated = Some(now);
         known.is_kept = false;
+        known.former = None;
         drop(known);
         metrics.control_plane_updated(now.unix_timestamp());
     }
@@ -373,6 +392,13 @@ impl Side {
                 "look at the control plane's log",
             ));
         }
+        if let Some(by) = &known.former {
+            let message = format!(
+                "what serves is what the control plane at {by} gave before the start, which is not asked any more"
+            );
+            let help = "see that one of `controlPlane.addresses` answers";
+            found.push(finding(FORMER, "warning", message, help));
+        }
         for ((kind, name), why) in &known.refused {
             let message = format!(
                 "{} `{name}` of the control plane is refused: {why}",
@@ -403,6 +429,7 @@ impl Side {
             "updated": known.updated.and_then(moment),
             "age_seconds": known.updated.map(|at| (now - at).whole_seconds().max(0)),
             "kept": known.is_kept,
+            "kept_from": known.former,
             "refused": known.refused.len(),
         })
     }

@@ -3,11 +3,12 @@
 use serde_json::{Value, json};
 use zeugma_core::explain::Vouched;
 use zeugma_core::identity::{SpiffeId, TrustDomain};
+use zeugma_core::line::with_causes;
 use zeugma_core::verdict::Reason;
 use zeugma_xds::GatewaySettings;
 
 use super::refuses;
-use crate::control::{svid_source, with_causes};
+use crate::control::svid_source;
 use crate::federation::Federation;
 use crate::tls::{Credentials, CrlNumbers, SvidSource};
 

@@ -286,6 +286,7 @@ pub(super) fn values(snapshot: &Snapshot, rule: &Rule, field: RuleField) -> Vec<
             .collect(),
         RuleField::Listeners => texts(&rule.listeners),
         RuleField::Sources => texts(&rule.sources),
+        RuleField::Sni => texts(&rule.sni),
         RuleField::Methods => texts(&rule.methods),
         RuleField::Paths => texts(&rule.paths),
         RuleField::Headers => texts(&rule.headers),

@@ -16,9 +16,9 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::time::timeout;
 use zeugma_core::identity::TrustDomain;
+use zeugma_core::line::{beginning, with_causes};
 use zeugma_xds::{BundleEndpoint, BundleProfile, BundleUrl};
 
-use super::cut;
 use crate::resolve;
 use crate::runtime::Shared;
 use crate::tls::{
@@ -82,7 +82,7 @@ pub(super) enum FetchError {
     #[error("the answer of {0} broke off or is over 1 MiB")]
     Body(String),
     /// It is no bundle that can be used.
-    #[error("{}", crate::federation::with_causes(.0))]
+    #[error("{}", with_causes(.0))]
     Bundle(BundleError),
 }
 
@@ -107,7 +107,7 @@ pub(super) async fn fetch(
 
 /// An address as it is told.
 fn shown(url: &BundleUrl) -> String {
-    cut(&url.to_string(), SHOWN_MAX)
+    beginning(&url.to_string(), SHOWN_MAX)
 }
 
 /// Follows temporary redirects; each target is verified as the first is (F7).
@@ -183,7 +183,7 @@ fn elsewhere(
         let base = format!("https://{}", from.authority());
         return BundleUrl::parse(&(base + to)).map_err(|why| refused(&why));
     }
-    BundleUrl::parse(to).map_err(|why| refused(&format!("`{}`: {why}", cut(to, SHOWN_MAX))))
+    BundleUrl::parse(to).map_err(|why| refused(&format!("`{}`: {why}", beginning(to, SHOWN_MAX))))
 }
 
 async fn connect(

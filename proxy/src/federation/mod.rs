@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 use zeugma_core::identity::TrustDomain;
+use zeugma_core::line::{beginning, with_causes};
 use zeugma_xds::{BundleEndpoint, ForeignDomain, GatewaySettings, StateDir};
 
 use self::fetch::{FetchError, Fetched, fetch};
@@ -268,7 +269,7 @@ impl Federation {
         let credentials = shared.credentials.load();
         let before = self.newest(domain, credentials.bundles().get(domain));
         let judged = fetched
-            .map_err(|error| (NOT_FETCHED, cut(&error.to_string(), WHY_MAX)))
+            .map_err(|error| (NOT_FETCHED, beginning(&error.to_string(), WHY_MAX)))
             .and_then(|(bundle, document)| {
                 judge(before.as_ref(), &bundle).map_err(|why| (REFUSED, why))?;
                 Ok((bundle, document))
@@ -360,14 +361,6 @@ fn fetched(domains: &[ForeignDomain]) -> impl Iterator<Item = &TrustDomain> {
     fetched.map(|one| &one.domain)
 }
 
-/// The beginning of a text.
-fn cut(text: &str, characters_max: usize) -> String {
-    match text.char_indices().nth(characters_max) {
-        Some((at, _)) => format!("{} ...", text.get(..at).unwrap_or_default()),
-        None => text.to_owned(),
-    }
-}
-
 /// When a bundle is asked for again (F10).
 fn interval(hint: Option<Duration>) -> Duration {
     hint.unwrap_or(REFRESH).clamp(REFRESH_MIN, REFRESH_MAX)
@@ -427,11 +420,6 @@ fn read_kept(dir: &StateDir, name: &str, domain: &TrustDomain) -> Option<Bundle>
     let bytes = read.inspect_err(|error| unused(error)).ok()??;
     let bundle = Bundle::parse(&bytes, domain.clone(), &path);
     bundle.inspect_err(|error| unused(&with_causes(error))).ok()
-}
-
-/// An error and its causes in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    crate::control::with_causes(error)
 }
 
 /// Fetches what is wanted when it is due, until the gateway drains.
@@ -782,12 +770,6 @@ mod tests {
             .collect();
         let of = |text: &str, at| (text.to_owned(), at);
         assert_eq!(asked, [of("a", 0), of("b", 0), of("a", 10), of("a", 20)]);
-    }
-
-    #[test]
-    fn of_a_long_text_the_beginning_is_told() {
-        assert_eq!(cut("\u{e4}\u{e4}", 2), "\u{e4}\u{e4}");
-        assert_eq!(cut("\u{e4}\u{e4}b", 2), "\u{e4}\u{e4} ...");
     }
 
     #[tokio::test(start_paused = true)]

@@ -130,6 +130,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// The server name of the caller's TLS, where it ended here.
+    pub(crate) fn sni(&self) -> Option<&str> {
+        let tls = self.identity.as_ref().and(self.origin.tls.as_ref());
+        tls.and_then(|tls| Some(tls.sni.as_ref()?.as_str()))
+    }
+
     /// Takes up the idle time of a request's route.
     pub(crate) fn note_idle(&self, idle: Duration) {
         self.idle.set(self.idle.get().max(idle));

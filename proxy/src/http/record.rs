@@ -44,6 +44,7 @@ impl Record {
         }
         if let Some(peer) = context.entry.peer() {
             listed.is_by(&peer);
+            listed.is_called(context.entry.sni());
         }
         context.in_flight.set(context.in_flight.get() + 1);
         context.requests.set(context.requests.get() + 1);

@@ -123,7 +123,9 @@ fn judge(host: Host, care: Care, sent: &Sent, waited: Duration) -> Standing {
         Host::Peer => (ACKNOWLEDGED_WITHIN + 3 * sent.round_trip).min(sent.resent_after),
         Host::Other => sent.resent_after,
     };
-    if sent.is_resent || waited.min(sent.silent) >= acknowledged_within {
+    // A moment ago it may have had everything, before it was sent this.
+    let unsent = sent.unsent.unwrap_or_default();
+    if sent.is_resent || waited.min(sent.silent).min(unsent) >= acknowledged_within {
         return Standing::Quiet;
     }
     let is_doubted = host == Host::Peer
@@ -229,6 +231,7 @@ mod tests {
             unacked: 1,
             is_resent: false,
             silent: Duration::from_secs(9),
+            unsent: Some(Duration::from_secs(9)),
             resent_after: Duration::from_millis(204),
             round_trip: Duration::from_millis(10),
             round_trip_min: Duration::from_millis(10),
@@ -253,6 +256,10 @@ mod tests {
             // It said something, if only that it has everything up to there.
             let silent = 79 * MS;
             assert_ne!(judge(&Sent { silent, ..sent() }, 900), Standing::Quiet);
+            // What it has not acknowledged may have been sent just now.
+            for unsent in [Some(79 * MS), None] {
+                assert_ne!(judge(&Sent { unsent, ..sent() }, 900), Standing::Quiet);
+            }
             let is_resent = true;
             let silent = Duration::ZERO;
             let resent = Sent {
@@ -312,6 +319,43 @@ mod tests {
             Standing::Sound
         );
         assert!(unheard.0.get().is_none());
+    }
+
+    /// A host that has everything and says nothing, for longer than any that is there would take.
+    async fn silence() -> (TcpStream, TcpStream, Unheard) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (far, _) = listener.accept().unwrap();
+        far.set_nonblocking(true).unwrap();
+        let unheard = Unheard::default();
+        unheard.sends(Link::of(&near), Instant::now());
+        near.writable().await.unwrap();
+        near.try_write(b"request").unwrap();
+        let sent = || Link::of(&near).unwrap().sent().unwrap();
+        while sent().unacked > 0 || sent().silent < 2 * sent().resent_after {
+            tokio::time::sleep(LOOKING).await;
+        }
+        (near, TcpStream::from_std(far).unwrap(), unheard)
+    }
+
+    /// The request is given up: its connection is closed, or its stream reset.
+    #[tokio::test]
+    async fn what_is_sent_after_a_long_silence_makes_nobody_quiet() {
+        let is_sound = |unheard: &Unheard| {
+            let standing = |host| unheard.standing(host, Care::Repeatable, Instant::now());
+            assert_eq!(standing(Host::Peer), Standing::Sound);
+            assert_eq!(standing(Host::Other), Standing::Sound);
+        };
+        let (near, far, unheard) = silence().await;
+        near.try_write(b"a reset").unwrap();
+        is_sound(&unheard);
+        drop((near, far));
+        let (near, far, unheard) = silence().await;
+        drop(near);
+        is_sound(&unheard);
+        drop(far);
     }
 
     #[tokio::test(start_paused = true)]

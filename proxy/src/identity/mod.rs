@@ -25,6 +25,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use zeugma_core::line::beginning;
 
 pub(crate) use self::asked::{AgentKind, AskedAgent};
 use self::secrets::Assembly;
@@ -325,10 +326,7 @@ fn pause(failed: u32, draw: f64) -> Duration {
 
 /// The beginning of what an agent says.
 fn cut(text: &str) -> String {
-    match text.char_indices().nth(WHY_MAX) {
-        Some((at, _)) => format!("{} ...", text.get(..at).unwrap_or_default()),
-        None => text.to_owned(),
-    }
+    beginning(text, WHY_MAX)
 }
 
 /// Asks whatever the configuration names, until the gateway drains.

@@ -9,13 +9,13 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use tokio::time::timeout;
 use zeugma_core::identity::{SpiffeId, TrustDomain};
+use zeugma_core::line::with_causes;
 use zeugma_xds::secrets::{self, Asked, Heard, Secret, TrustBundle, follow};
 
 use super::answer::{AnswerError, CRLS_MAX};
 use super::asked::AskedSecrets;
 use super::dial::{CONNECT_TIMEOUT, dial};
 use super::stream::{Ended, Event};
-use crate::control::with_causes;
 use crate::tls::{
     ANCHORS_MAX, BUNDLES_MAX, CHAIN_CERTIFICATES_MAX, Given, PemError, SVID_BYTES_MAX,
     check_anchors, check_svid,

@@ -15,11 +15,11 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 use tonic_prost::ProstCodec;
+use zeugma_core::line::with_causes;
 use zeugma_xds::WorkloadAddress;
 
 use super::answer::{AnswerError, Request, Response, read};
 use super::dial::{CONNECT_TIMEOUT, Dialled, dial};
-use crate::control::with_causes;
 use crate::tls::Given;
 
 /// The largest answer, in bytes: what other clients take, too.

@@ -18,8 +18,9 @@ use tokio::net::TcpStream;
 /// `struct nlmsghdr` (netlink(7)) and `struct inet_diag_req_v2` (sock_diag(7)).
 const HEAD_BYTES: usize = 16;
 const REQUEST_BYTES: usize = 56;
-/// `struct inet_diag_msg`, and where in it the bytes stand that were not acknowledged.
+/// `struct inet_diag_msg`, and where in it the state stands, and the bytes that were not acknowledged.
 const ANSWER_BYTES: usize = 72;
+const STATE_AT: usize = 1;
 const QUEUED_AT: usize = 60;
 /// An answer has a handful of attributes; `struct tcp_info` is the longest, with some 300 bytes.
 const ROOM_BYTES: usize = 4096;
@@ -36,10 +37,14 @@ const INET_DIAG_INFO: u16 = 2;
 const RETRANSMITS_AT: usize = 2;
 const RTO_AT: usize = 8;
 const UNACKED_AT: usize = 24;
+const LAST_DATA_SENT_AT: usize = 44;
 const LAST_ACK_RECV_AT: usize = 56;
 const RTT_AT: usize = 68;
 const BYTES_ACKED_AT: usize = 120;
 const MIN_RTT_AT: usize = 148;
+/// The states in which more may be sent (`linux/tcp_states.h`).
+const ESTABLISHED: u8 = 1;
+const CLOSE_WAIT: u8 = 8;
 
 thread_local! {
     static ASKING: Cell<Option<(OwnedFd, u32)>> = const { Cell::new(None) };
@@ -65,6 +70,9 @@ pub(crate) struct Sent {
     pub(crate) is_resent: bool,
     /// Since when nothing came from it, not even an acknowledgement.
     pub(crate) silent: Duration,
+    /// Since when nothing was sent to it: what it has not acknowledged is that old at least. None
+    /// where this end is closed: of the FIN, the kernel does not say.
+    pub(crate) unsent: Option<Duration>,
     /// When the kernel sends once more what is not acknowledged.
     pub(crate) resent_after: Duration,
     /// How long acknowledgements take, mostly and at least.
@@ -194,6 +202,10 @@ fn parse(answer: &[u8]) -> Option<Sent> {
         return None;
     }
     let queued = u32::from_ne_bytes(at(answer, HEAD_BYTES + QUEUED_AT)?);
+    let is_open = matches!(
+        answer.get(HEAD_BYTES + STATE_AT)?,
+        &ESTABLISHED | &CLOSE_WAIT
+    );
     let mut rest = answer.get(HEAD_BYTES + ANSWER_BYTES..)?;
     // `struct rtattr` (rtnetlink(7)): a length that counts itself, a type, and up to a word's end.
     loop {
@@ -201,13 +213,15 @@ fn parse(answer: &[u8]) -> Option<Sent> {
         if u16::from_ne_bytes(at(rest, 2)?) == INET_DIAG_INFO {
             let facts = rest.get(4..length)?;
             let word = |from| at(facts, from).map(u32::from_ne_bytes);
+            let millis = |from| word(from).map(|n| Duration::from_millis(n.into()));
             let micros = |from| word(from).map(|n| Duration::from_micros(n.into()));
             return Some(Sent {
                 acked: u64::from_ne_bytes(at(facts, BYTES_ACKED_AT)?),
                 queued,
                 unacked: word(UNACKED_AT)?,
                 is_resent: *facts.get(RETRANSMITS_AT)? > 0,
-                silent: Duration::from_millis(word(LAST_ACK_RECV_AT)?.into()),
+                silent: millis(LAST_ACK_RECV_AT)?,
+                unsent: millis(LAST_DATA_SENT_AT).filter(|_| is_open),
                 resent_after: micros(RTO_AT)?,
                 round_trip: micros(RTT_AT)?,
                 round_trip_min: micros(MIN_RTT_AT)?,
@@ -224,7 +238,7 @@ fn at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
-    use std::net::{TcpListener, TcpStream as Plain};
+    use std::net::{Shutdown, TcpListener, TcpStream as Plain};
 
     use super::*;
 
@@ -269,12 +283,16 @@ mod tests {
         assert!(empty.round_trip_min <= empty.round_trip, "{empty:?}");
         assert!(!empty.round_trip_min.is_zero(), "{empty:?}");
         assert!(empty.silent < Duration::from_secs(60), "{empty:?}");
+        assert!(empty.unsent.unwrap() < Duration::from_secs(60), "{empty:?}");
 
         // As seen from the end that accepted.
         far.set_nonblocking(true).unwrap();
         let tcp = TcpStream::from_std(far).unwrap();
         let back = Link::of(&tcp).unwrap();
         assert_eq!(back.sent().map(|sent| sent.queued), Some(0));
+
+        near.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(link.sent().unwrap().unsent, None);
     }
 
     #[tokio::test]

@@ -67,12 +67,12 @@ impl Index {
         }
     }
 
-    /// The same for who asks for many in their order: `next` is where this one may stand.
-    pub(crate) fn place_near(&self, next: usize, name: &str) -> Option<usize> {
-        if self.is_at(next, name) {
-            Some(next)
-        } else {
-            self.place(name)
+    /// For who asks for many, maybe in their order.
+    pub(crate) const fn walk(&self) -> Walk<'_> {
+        Walk {
+            index: self,
+            next: 0,
+            missed: 0,
         }
     }
 
@@ -98,6 +98,37 @@ impl Index {
         let at = hash as usize;
         // There is one at least.
         (at & (self.slots.len() - 1), (hash >> 32) as u32)
+    }
+}
+
+/// Many names that are looked up one after the other.
+#[derive(Debug)]
+pub(crate) struct Walk<'a> {
+    index: &'a Index,
+    /// Where the next one is if it follows the last.
+    next: usize,
+    /// How many in a row did not follow.
+    missed: usize,
+}
+
+impl Walk<'_> {
+    /// After so many they are in another order: where each is does not depend on the one before, and the
+    /// processor looks up several at once.
+    const MISSED_MAX: usize = 16;
+
+    pub(crate) fn place(&mut self, name: &str) -> Option<usize> {
+        if self.missed >= Self::MISSED_MAX {
+            return self.index.place(name);
+        }
+        if self.index.is_at(self.next, name) {
+            self.missed = 0;
+            self.next += 1;
+            return Some(self.next - 1);
+        }
+        self.missed += 1;
+        let place = self.index.place(name)?;
+        self.next = place + 1;
+        Some(place)
     }
 }
 
@@ -153,11 +184,28 @@ mod tests {
             for nth in 0..count + 10 {
                 let expected = (nth < count).then_some(nth);
                 assert_eq!(index.place(&name(nth)), expected, "{nth} of {count}");
-                for near in [nth, 0, count] {
-                    assert_eq!(index.place_near(near, &name(nth)), expected);
-                }
             }
             assert_eq!(index.place(""), None);
+            let in_order: Vec<usize> = (0..count + 10).collect();
+            // Some that are left out, some twice, and all that is there behind far too many that are not.
+            let with_gaps = in_order.iter().copied().filter(|nth| nth % 7 != 3);
+            let twice = in_order.iter().flat_map(|nth| [*nth, *nth]);
+            let backwards = in_order.iter().rev().copied();
+            let strangers = (count..count + 100).chain(0..count);
+            let orders: [Vec<usize>; 5] = [
+                in_order.clone(),
+                with_gaps.collect(),
+                twice.collect(),
+                backwards.collect(),
+                strangers.collect(),
+            ];
+            for order in orders {
+                let mut walk = index.walk();
+                for nth in order {
+                    let expected = (nth < count).then_some(nth);
+                    assert_eq!(walk.place(&name(nth)), expected, "{nth} of {count}");
+                }
+            }
         }
     }
 }

@@ -47,10 +47,13 @@ impl Version {
 
     /// Whether this is how it is written.
     pub(crate) fn is(self, text: &str) -> bool {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |at: usize| DIGITS.get((self.0 >> (60 - 4 * at) & 0xf) as usize);
-        let mut bytes = text.bytes().enumerate();
-        text.len() == 16 && bytes.all(|(at, byte)| digit(at) == Some(&byte))
+        let bytes = self.0.to_be_bytes();
+        let values = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+        let mut digits = [0; 16];
+        for (digit, value) in digits.iter_mut().zip(values) {
+            *digit = value + if value < 10 { b'0' } else { b'a' - 10 };
+        }
+        text.as_bytes() == digits
     }
 
     fn of(fnv: Fnv) -> Self {
@@ -318,11 +321,6 @@ impl Shelf {
     /// Where a resource stands.
     pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
         self.index.place(name)
-    }
-
-    /// The same for who asks for many in their order.
-    pub(crate) fn index_of_near(&self, next: usize, name: &str) -> Option<usize> {
-        self.index.place_near(next, name)
     }
 
     pub(crate) fn at(&self, at: usize) -> Option<&Arc<Resource>> {

@@ -22,6 +22,8 @@ pub(crate) enum Flavor {
     Proxy,
     /// An Envoy, which is told what our gateway knows by itself: whom a route is exported to.
     Envoy,
+    /// An Envoy that nobody gives secrets.
+    Bare,
     /// A workload with gRPC's own resolver.
     Grpc,
 }
@@ -35,7 +37,11 @@ pub(crate) fn catalog(
     findings: &mut Findings,
 ) -> Catalog {
     let compiled = Compiled::new(context, findings);
-    let secrets = (flavor == Flavor::Envoy).then(Secrets::by_cluster);
+    let secrets = match flavor {
+        Flavor::Envoy => Some(Secrets::by_cluster()),
+        Flavor::Bare => Some(Secrets::nowhere()),
+        Flavor::Proxy | Flavor::Grpc => None,
+    };
     let secrets = secrets.as_ref();
     let mut shelves = Shelves {
         making: Making::new(std::mem::take(memo), context),
@@ -53,7 +59,8 @@ pub(crate) fn catalog(
             shelves.add(Kind::Listener, made);
         }
     } else {
-        let is_told = flavor == Flavor::Envoy;
+        // Every Envoy.
+        let is_told = secrets.is_some();
         let exports = LazyLock::new(|| Exports::new(context));
         let exports = || is_told.then(|| &*exports);
         shelves.listeners(compiled.listeners_by(findings, |unmade| {
@@ -401,6 +408,67 @@ mod tests {
                 assert!(!seen.contains(&place), "{name}");
                 seen.push(place);
             }
+        }
+    }
+
+    /// What each Envoy's secrets come from.
+    fn sources(flavor: Flavor) -> Vec<core::ConfigSource> {
+        use crate::pb::tls;
+
+        let made = with_context(MESH, |context, _| {
+            let (mut store, mut memo) = (Store::default(), Memo::default());
+            catalog(
+                (context, flavor),
+                (&mut store, &mut memo),
+                None,
+                &mut Findings::new(),
+            )
+        });
+        let chains = messages::<listener::Listener>(&made, Kind::Listener).into_values();
+        let chains = chains.flat_map(|one| one.filter_chains);
+        let near = chains.filter_map(|chain| {
+            let context: tls::DownstreamTlsContext = read(&chain.transport_socket?)?;
+            context.common_tls_context
+        });
+        let clusters = messages::<cluster::Cluster>(&made, Kind::Cluster).into_values();
+        let sockets = clusters.flat_map(|one| one.transport_socket_matches);
+        let far = sockets.filter_map(|one| {
+            let context: tls::UpstreamTlsContext = read(&one.transport_socket?)?;
+            context.common_tls_context
+        });
+        let (near, far): (Vec<_>, Vec<_>) = (near.collect(), far.collect());
+        assert!(!near.is_empty() && !far.is_empty());
+        (near.into_iter().chain(far))
+            .flat_map(|tls| tls.tls_certificate_sds_secret_configs)
+            .filter_map(|secret| secret.sds_config)
+            .collect()
+    }
+
+    fn read<M: Message + Name + Default>(socket: &core::TransportSocket) -> Option<M> {
+        let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
+            return None;
+        };
+        pb::unpack(any).ok()
+    }
+
+    #[test]
+    fn p34_an_envoy_waits_for_secrets_only_where_somebody_gives_it_some() {
+        use core::config_source::ConfigSourceSpecifier;
+
+        for source in sources(Flavor::Envoy) {
+            let by_stream = source.config_source_specifier;
+            assert!(matches!(
+                by_stream,
+                Some(ConfigSourceSpecifier::ApiConfigSource(_))
+            ));
+            assert_eq!(source.initial_fetch_timeout, None);
+        }
+        for source in sources(Flavor::Bare) {
+            let by_us = source.config_source_specifier;
+            assert!(matches!(by_us, Some(ConfigSourceSpecifier::Ads(_))));
+            // Zero would be for ever.
+            let patience = source.initial_fetch_timeout.unwrap();
+            assert_eq!((patience.seconds, patience.nanos), (0, 1_000_000));
         }
     }
 

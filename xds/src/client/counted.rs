@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 
 use prost::Message;
-use prost::bytes::Buf;
+use prost::bytes::{Buf, Bytes};
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -25,7 +25,13 @@ pub(crate) struct Counted<T, U>(PhantomData<fn(T) -> U>);
 pub(crate) struct Encoding<T>(PhantomData<fn(T)>);
 
 #[derive(Debug)]
-pub(crate) struct Decoding<U>(PhantomData<fn() -> U>);
+pub(crate) struct Decoding<U> {
+    /// The response that came last. Who reads them puts the next one where this was, however large that
+    /// is, for as long as the stream lasts, unless it is somebody's still: the next one gets room of its
+    /// own then, and the room of one that said all there is goes with this.
+    last: Bytes,
+    of: PhantomData<fn() -> U>,
+}
 
 impl<T, U> Counted<T, U> {
     pub(crate) const fn new() -> Self {
@@ -48,7 +54,10 @@ where
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        Decoding(PhantomData)
+        Decoding {
+            last: Bytes::new(),
+            of: PhantomData,
+        }
     }
 }
 
@@ -68,6 +77,7 @@ impl<U: Message + Default> Decoder for Decoding<U> {
 
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let bytes = from.copy_to_bytes(from.remaining());
+        self.last = bytes.clone();
         if !is_within(&bytes, PARTS_MAX, INNER_MAX) {
             let why =
                 format!("a response of over {PARTS_MAX} parts, or of over {INNER_MAX} in these");

@@ -17,8 +17,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use zeugma_core::snapshot::Node;
 
 use self::alone::Alone;
+use crate::body::Body;
 use crate::ingest::{Blamed, Packed, Served, check};
-use crate::pb::Any;
+use crate::parallel;
 use crate::session::Kind;
 use crate::session::client::{Change, Name, Refusal, Resource, Update, Verdict};
 
@@ -171,11 +172,15 @@ impl Holdings {
     pub(crate) fn take(&mut self, update: Update) -> BTreeMap<Key, String> {
         let mut faults = BTreeMap::new();
         self.known.extend(update.known);
-        for (key, change) in update.changes {
+        let changes = update.changes.into_iter().collect();
+        let checked = parallel::map(changes, |(key, change): (Key, Change)| {
             let wrong = match &change {
-                Change::Put(resource) => check(key.0, &resource.body, &self.node).err(),
+                Change::Put(resource) => check(key.0, &resource.body.to_any(), &self.node).err(),
                 Change::Removed | Change::Missing | Change::Withdrawn => None,
             };
+            (key, change, wrong)
+        });
+        for (key, change, wrong) in checked {
             self.alone.came(&key, &change);
             let entry = self.entries.entry(key.clone()).or_default();
             entry.is_aside = false;
@@ -383,9 +388,14 @@ impl Holdings {
             })
             .flat_map(|resource| resource.references.iter().cloned())
             .collect();
-        self.entries.retain(|key, entry| {
+        // Made anew, for a tree that was made one by one in order takes twice the memory.
+        let entries = std::mem::take(&mut self.entries).into_iter();
+        let is_known = |key: &Key, entry: &Entry| {
             entry.good.is_some() || entry.next.is_some() || referred.contains(key)
-        });
+        };
+        self.entries = entries
+            .filter(|(key, entry)| is_known(key, entry))
+            .collect();
     }
 
     fn is_put(&self, key: &Key) -> bool {
@@ -526,7 +536,7 @@ impl Holdings {
             }
         }
         let [endpoints, routes] = of;
-        let mut routes: Vec<(&str, &Any)> = routes.into_iter().collect();
+        let mut routes: Vec<(&str, &Body)> = routes.into_iter().collect();
         routes.sort_unstable_by_key(|(name, _)| *name);
         let absent = (listeners.iter())
             .flat_map(|(_, resource)| resource.references.iter())

@@ -1,9 +1,9 @@
 //! What a control plane gave, as a file: it serves where none answers at a start (P43).
 //!
 //! ```text
-//! "zeugma resources 2\n" | part: all that there is | part: what changed ... | part: what changed since ...
+//! "zeugma resources 3\n" | part: all that there is | part: what changed ... | part: what changed since ...
 //!
-//! part: length | FNV-1a of the rest | when | (kind, name, version and body, or that there is none) ...
+//! part: length | FNV-1a of the rest | when | by whom | (kind, name, version and body, or that there is none) ...
 //! ```
 //!
 //! What changed is added at the end, so that it costs what it is and not all that there is. A part that
@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::holdings::Key;
+use crate::body::{Body, Pattern};
 use crate::fnv::Fnv;
 use crate::pb::Any;
 use crate::session::Kind;
@@ -21,7 +22,9 @@ use crate::session::client::{Resource, references};
 use crate::state::LastGoodError;
 use crate::state::codec::{Corrupt, Reader, Writer};
 
-const MAGIC: &[u8] = b"zeugma resources 2\n";
+const MAGIC: &[u8] = b"zeugma resources 3\n";
+/// Of the form before, in which nobody says by whom.
+const MAGIC_2: &[u8] = b"zeugma resources 2\n";
 /// What stands before the body of a part.
 const HEAD_BYTES: usize = size_of::<u64>() + size_of::<u128>();
 /// All is written anew once what was added to it is more than this part of it ...
@@ -29,11 +32,25 @@ const ADDED_PART: usize = 4;
 /// ... and more than that.
 const ADDED_BYTES_MIN: usize = 64 << 10;
 
+/// The form of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Two,
+    Three,
+}
+
 /// Resources that served, and when they came.
 #[derive(Debug, Clone)]
 pub struct Kept {
-    at: u64,
-    resources: BTreeMap<Key, (Arc<str>, Arc<Any>)>,
+    given: Given,
+    resources: BTreeMap<Key, (Arc<str>, Arc<Body>)>,
+}
+
+/// When it came, in seconds since 1970, and which server gave it, as HTTP calls that; empty: nobody knows.
+#[derive(Debug, Clone)]
+pub(super) struct Given {
+    pub(super) at: u64,
+    pub(super) by: Arc<str>,
 }
 
 /// What is to be written to the file.
@@ -48,13 +65,13 @@ pub enum Keep {
 /// What changed since something was kept last.
 #[derive(Debug, Clone)]
 pub struct More {
-    at: u64,
+    given: Given,
     /// Nothing: there is no such resource any more.
     changes: BTreeMap<Key, Option<Versioned>>,
 }
 
 /// A resource, and its version.
-type Versioned = (Arc<str>, Arc<Any>);
+type Versioned = (Arc<str>, Arc<Body>);
 
 /// What was written, as far as who says what is to be can know.
 #[derive(Debug, Default)]
@@ -79,19 +96,19 @@ impl Keep {
         changed: BTreeSet<Key>,
         good: impl Fn(&Key) -> Option<&'a Resource>,
         all: impl Iterator<Item = (&'a Key, &'a Resource)>,
-        at: u64,
+        given: Given,
     ) -> Self {
         let changes = changed.into_iter().map(|key| {
             let good = good(&key).map(kept);
             (key, good)
         });
         let more = More {
-            at,
+            given,
             changes: changes.collect(),
         };
         let bytes = more.len();
         if written.is_to_be_whole(bytes) {
-            let whole = Kept::of(all, at);
+            let whole = Kept::of(all, more.given);
             *written = Written {
                 whole: Some(whole.len()),
                 added: 0,
@@ -103,13 +120,13 @@ impl Keep {
     }
 }
 
-fn kept(resource: &Resource) -> (Arc<str>, Arc<Any>) {
+fn kept(resource: &Resource) -> (Arc<str>, Arc<Body>) {
     (Arc::clone(&resource.version), Arc::clone(&resource.body))
 }
 
 /// About what a resource takes.
-fn len_of((_, name): &Key, resource: Option<&(Arc<str>, Arc<Any>)>) -> usize {
-    let resource = resource.map_or(0, |(version, body)| version.len() + body.value.len());
+fn len_of((_, name): &Key, resource: Option<&(Arc<str>, Arc<Body>)>) -> usize {
+    let resource = resource.map_or(0, |(version, body)| version.len() + body.len());
     name.len() + resource
 }
 
@@ -123,7 +140,7 @@ impl More {
     /// Takes what changed after this: written as one part, so that no part but the last of a file can be one
     /// that did not reach the disk whole.
     pub fn take(&mut self, later: Self) {
-        self.at = later.at;
+        self.given = later.given;
         self.changes.extend(later.changes);
     }
 
@@ -131,17 +148,18 @@ impl More {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let changes = self.changes.iter();
-        part(self.at, changes.map(|(key, one)| (key, one.as_ref())))
+        part(&self.given, changes.map(|(key, one)| (key, one.as_ref())))
     }
 }
 
 /// A part of a file.
 fn part<'a>(
-    at: u64,
-    resources: impl ExactSizeIterator<Item = (&'a Key, Option<&'a (Arc<str>, Arc<Any>)>)>,
+    given: &Given,
+    resources: impl ExactSizeIterator<Item = (&'a Key, Option<&'a (Arc<str>, Arc<Body>)>)>,
 ) -> Vec<u8> {
     let mut to = Writer::default();
-    to.number(at);
+    to.number(given.at);
+    to.text(&given.by);
     to.number(resources.len() as u64);
     for ((kind, name), resource) in resources {
         to.byte(code(*kind));
@@ -149,6 +167,7 @@ fn part<'a>(
         to.byte(u8::from(resource.is_some()));
         if let Some((version, body)) = resource {
             to.text(version);
+            let body = body.to_any();
             to.number(body.value.len() as u64);
             to.raw(&body.value);
         }
@@ -190,9 +209,12 @@ fn next_part<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, LastGoodError>
 }
 
 impl Kept {
-    pub(super) fn of<'a>(good: impl Iterator<Item = (&'a Key, &'a Resource)>, at: u64) -> Self {
+    pub(super) fn of<'a>(
+        good: impl Iterator<Item = (&'a Key, &'a Resource)>,
+        given: Given,
+    ) -> Self {
         Self {
-            at,
+            given,
             resources: good.map(|(key, one)| (key.clone(), kept(one))).collect(),
         }
     }
@@ -205,14 +227,20 @@ impl Kept {
     /// When they came, in seconds since 1970.
     #[must_use]
     pub const fn at(&self) -> u64 {
-        self.at
+        self.given.at
+    }
+
+    /// The server that gave them, as HTTP calls it; nothing where a version before did not keep that.
+    #[must_use]
+    pub fn by(&self) -> Option<&str> {
+        (!self.given.by.is_empty()).then_some(&*self.given.by)
     }
 
     /// What a file is to hold.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let resources = self.resources.iter();
-        let part = part(self.at, resources.map(|(key, one)| (key, Some(one))));
+        let part = part(&self.given, resources.map(|(key, one)| (key, Some(one))));
         [MAGIC, &part].concat()
     }
 
@@ -222,24 +250,40 @@ impl Kept {
     /// [`LastGoodError::Damaged`], or of another version's form.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LastGoodError> {
         let damaged = LastGoodError::Damaged;
-        let mut rest =
-            (bytes.strip_prefix(MAGIC)).ok_or_else(|| damaged("it holds no resources"))?;
+        let (mut rest, form) = match (bytes.strip_prefix(MAGIC), bytes.strip_prefix(MAGIC_2)) {
+            (Some(rest), _) => (rest, Form::Three),
+            (None, Some(rest)) => (rest, Form::Two),
+            (None, None) => return Err(damaged("it holds no resources")),
+        };
         let mut kept = Self {
-            at: 0,
+            given: Given {
+                at: 0,
+                by: "".into(),
+            },
             resources: BTreeMap::new(),
         };
+        let mut patterns = BTreeMap::new();
         let first = next_part(&mut rest)?.ok_or_else(|| damaged("it ends too soon"))?;
-        kept.take(first)?;
-        while let Some(body) = next_part(&mut rest)? {
-            kept.take(body)?;
+        kept.take(first, form, &mut patterns)?;
+        while let Some(part) = next_part(&mut rest)? {
+            kept.take(part, form, &mut patterns)?;
         }
         Ok(kept)
     }
 
-    /// Takes a part.
-    fn take(&mut self, body: &[u8]) -> Result<(), LastGoodError> {
-        let mut from = Reader::new(body);
-        self.at = from.number()?;
+    /// Takes a part, in which each resource is once; packs its bodies by these patterns.
+    fn take(
+        &mut self,
+        part: &[u8],
+        form: Form,
+        patterns: &mut BTreeMap<Kind, Pattern>,
+    ) -> Result<(), LastGoodError> {
+        let mut came: BTreeMap<Kind, (Vec<_>, Vec<Any>)> = BTreeMap::new();
+        let mut from = Reader::new(part);
+        self.given.at = from.number()?;
+        if form == Form::Three {
+            self.given.by = from.text()?;
+        }
         for _ in 0..from.number()? {
             let kind = kind(from.byte()?).ok_or(Corrupt("a kind that is not known"))?;
             let key = (kind, from.text()?);
@@ -253,7 +297,15 @@ impl Kept {
                 type_url: kind.type_url(),
                 value: from.bytes(len)?.to_vec(),
             };
-            self.resources.insert(key, (version, Arc::new(body)));
+            let (named, bodies) = came.entry(kind).or_default();
+            named.push((key, version));
+            bodies.push(body);
+        }
+        for (kind, (named, bodies)) in came {
+            let bodies = Body::pack(bodies, patterns.entry(kind).or_default());
+            let all = named.into_iter().zip(bodies);
+            let all = all.map(|((key, version), body)| (key, (version, Arc::new(body))));
+            self.resources.extend(all);
         }
         if from.is_empty() {
             Ok(())
@@ -267,7 +319,7 @@ impl Kept {
         self.resources
             .iter()
             .filter_map(|((kind, name), (_, body))| {
-                let why = references(*kind, name, body).err()?;
+                let why = references(*kind, name, &body.to_any()).err()?;
                 Some((*kind, name.to_string(), why))
             })
     }
@@ -278,7 +330,7 @@ impl Kept {
             let resource = Resource {
                 version: Arc::clone(version),
                 body: Arc::clone(body),
-                references: references(key.0, &key.1, body).ok()?,
+                references: references(key.0, &key.1, &body.to_any()).ok()?,
             };
             Some((key.clone(), resource))
         })

@@ -19,6 +19,7 @@ mod tests;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,7 +30,7 @@ use zeugma_core::time::Time;
 
 pub use self::holdings::OnEmpty;
 use self::holdings::{Draft, Holdings, Key};
-use self::kept::Written;
+use self::kept::{Given, Written};
 pub use self::kept::{Keep, Kept, More};
 use self::pace::Pace;
 use self::stream::{Came, Stream};
@@ -161,6 +162,8 @@ pub struct Client {
     /// Everything that comes is handed out as it is.
     is_reader: bool,
     has_answered: bool,
+    /// Who gave what is to serve, as HTTP calls it; empty: nobody knows.
+    given_by: Arc<str>,
     draft: Option<Draft>,
     /// The version of what serves.
     serves: Option<String>,
@@ -205,6 +208,7 @@ impl Client {
             under_way: BTreeSet::new(),
             is_reader: false,
             has_answered: false,
+            given_by: kept.and_then(Kept::by).unwrap_or_default().into(),
             draft: None,
             serves,
             written: Written::default(),
@@ -359,7 +363,11 @@ impl Client {
         let changed = holdings.take_unkept();
         let good = |key: &Key| holdings.good_of(key);
         let all = holdings.good();
-        Some(Keep::of(&mut self.written, changed, good, all, now))
+        let given = Given {
+            at: now,
+            by: Arc::clone(&self.given_by),
+        };
+        Some(Keep::of(&mut self.written, changed, good, all, given))
     }
 
     /// What is new is kept nowhere.
@@ -441,7 +449,11 @@ impl Client {
             }
             Action::Apply(update) => self.judge(update),
             Action::Tell(notice) => {
-                self.has_answered |= matches!(notice, Notice::Connected(_));
+                if let Notice::Connected(server) = notice {
+                    self.has_answered = true;
+                    let by = self.options.servers.get(server);
+                    self.given_by = by.map(String::as_str).unwrap_or_default().into();
+                }
                 self.told.extend(told(notice));
             }
         }
@@ -534,7 +546,8 @@ fn seen((kind, name): Key, change: &Change) -> Seen {
         Change::Put(resource) => Some(resource),
         Change::Removed | Change::Missing | Change::Withdrawn => None,
     };
-    let body = resource.map(|resource| &*resource.body);
+    let body = resource.map(|resource| resource.body.to_any());
+    let body = body.as_ref();
     Seen {
         kind,
         name: name.to_string(),

@@ -19,6 +19,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::codegen::tokio_stream::Stream as TokioStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
+use zeugma_core::line::{beginning, with_causes};
 
 use super::HANDSHAKE_TIMEOUT;
 use super::counted::Counted;
@@ -228,26 +229,13 @@ fn ended(status: &Status) -> Came {
     if !status.message().is_empty() {
         why = format!("{why}: {}", status.message());
     }
-    Came::Ended(ended, cut(why))
+    Came::Ended(ended, cut(&why))
 }
 
 /// The beginning of what a server says.
-pub(crate) fn cut(text: String) -> String {
+pub(crate) fn cut(text: &str) -> String {
     const CHARS_MAX: usize = 1000;
-    match text.char_indices().nth(CHARS_MAX) {
-        Some((at, _)) => format!("{} ...", text.get(..at).unwrap_or_default()),
-        None => text,
-    }
-}
-
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
+    beginning(text, CHARS_MAX)
 }
 
 /// What is asked, as it comes.

@@ -268,7 +268,7 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
 fn one_that_was_kept_and_is_refused_costs_no_other() {
     let of = |body: Any| crate::session::client::Resource {
         version: "1".into(),
-        body: Arc::new(body),
+        body: Arc::new(body.into()),
         references: Arc::default(),
     };
     let mut unread = bare("unread", 2);
@@ -283,7 +283,7 @@ fn one_that_was_kept_and_is_refused_costs_no_other() {
         ("unread", of(unread)),
     ];
     let keys = all.map(|(name, one)| ((Kind::Listener, name.into()), one));
-    let kept = Kept::of(keys.iter().map(|(key, one)| (key, one)), 1);
+    let kept = Kept::of(keys.iter().map(|(key, one)| (key, one)), given(1));
     let (client, resumed) = Client::new(options(1 << 20), Some(&kept));
     let resumed = resumed.unwrap();
     let names: Vec<&str> = (resumed.snapshot.listeners.iter())
@@ -296,7 +296,7 @@ fn one_that_was_kept_and_is_refused_costs_no_other() {
     let held: Vec<_> = client.session.held().map(|(_, name, _)| name).collect();
     assert_eq!(held.len(), 1, "{held:?}");
     // Where nothing is left there is nothing to begin with.
-    let kept = Kept::of(keys[1..].iter().map(|(key, one)| (key, one)), 1);
+    let kept = Kept::of(keys[1..].iter().map(|(key, one)| (key, one)), given(1));
     assert!(Client::new(options(1 << 20), Some(&kept)).1.is_none());
 }
 
@@ -304,11 +304,11 @@ fn one_that_was_kept_and_is_refused_costs_no_other() {
 fn what_is_kept_is_whole_or_nothing() {
     let resource = crate::session::client::Resource {
         version: "1".into(),
-        body: Arc::new(bare("mesh", 1)),
+        body: Arc::new(bare("mesh", 1).into()),
         references: Arc::default(),
     };
     let key = (Kind::Listener, "mesh".into());
-    let bytes = Kept::of([(&key, &resource)].into_iter(), 1).to_bytes();
+    let bytes = Kept::of([(&key, &resource)].into_iter(), given(1)).to_bytes();
     assert!(Kept::from_bytes(&bytes).is_ok());
     for cut in 0..bytes.len() {
         assert!(Kept::from_bytes(&bytes[..cut]).is_err(), "{cut}");
@@ -324,7 +324,7 @@ fn what_is_kept_is_whole_or_nothing() {
 fn what_is_added_to_what_is_kept_counts_whole_or_not_at_all() {
     let of = |name: &str, version: &str| crate::session::client::Resource {
         version: version.into(),
-        body: Arc::new(bare(name, 1)),
+        body: Arc::new(bare(name, 1).into()),
         references: Arc::default(),
     };
     let [mesh, more] = ["mesh", "more"].map(|name| (Kind::Listener, Arc::from(name)));
@@ -335,7 +335,7 @@ fn what_is_added_to_what_is_kept_counts_whole_or_not_at_all() {
         let changed = changed.iter().copied().cloned().collect();
         // A closure's lifetime is not tied to its result's.
         let good: Option<&crate::session::client::Resource> = good;
-        match Keep::of(written, changed, |_| good, whole.into_iter(), at) {
+        match Keep::of(written, changed, |_| good, whole.into_iter(), given(at)) {
             Keep::Whole(kept) => (true, kept.to_bytes()),
             Keep::More(more) => (false, more.to_bytes()),
         }
@@ -400,7 +400,7 @@ fn what_is_added_to_what_is_kept_counts_whole_or_not_at_all() {
 fn what_is_added_at_once_is_one_part() {
     let of = |version: &str| crate::session::client::Resource {
         version: version.into(),
-        body: Arc::new(bare("mesh", 1)),
+        body: Arc::new(bare("mesh", 1).into()),
         references: Arc::default(),
     };
     let key: Key = (Kind::Listener, "mesh".into());
@@ -410,7 +410,7 @@ fn what_is_added_at_once_is_one_part() {
         let good = versions.get(nth);
         let all = versions.get(nth).map(|one| (&key, one)).into_iter();
         let changed = [key.clone()].into();
-        Keep::of(&mut written, changed, |_| good, all, nth as u64)
+        Keep::of(&mut written, changed, |_| good, all, given(nth as u64))
     };
     let (Keep::Whole(base), Keep::More(mut more), Keep::More(later)) = (keep(0), keep(1), keep(2))
     else {
@@ -548,4 +548,38 @@ async fn a_server_that_talks_without_a_pause_is_listened_to_at_a_pace() {
     // 500 at once, and each of the others 10 ms after the one before.
     assert_eq!(began.elapsed().as_millis() / 100, 20);
     drop(talking.await.unwrap());
+}
+
+fn given(at: u64) -> Given {
+    Given {
+        at,
+        by: "http://plane.example".into(),
+    }
+}
+
+#[test]
+fn what_is_kept_says_who_gave_it_and_what_a_version_before_kept_does_not() {
+    let resource = crate::session::client::Resource {
+        version: "1".into(),
+        body: Arc::new(bare("mesh", 1).into()),
+        references: Arc::default(),
+    };
+    let key: Key = (Kind::Listener, "mesh".into());
+    let bytes = Kept::of([(&key, &resource)].into_iter(), given(7)).to_bytes();
+    let kept = Kept::from_bytes(&bytes).unwrap();
+    assert_eq!((kept.at(), kept.by()), (7, Some("http://plane.example")));
+    // "zeugma resources 2": when, how many, a listener, its name, that it is there, its version, its body.
+    let body = resource.body.to_any().value;
+    let mut part = vec![7, 1, 2, 0, 4];
+    part.extend(b"mesh");
+    part.extend([1, 0, 1, b'1', u8::try_from(body.len()).unwrap()]);
+    part.extend(&body);
+    let mut before = b"zeugma resources 2\n".to_vec();
+    before.extend((part.len() as u64).to_le_bytes());
+    before.extend(crate::fnv::Fnv::of(&part).to_le_bytes());
+    before.extend(&part);
+    let kept = Kept::from_bytes(&before).unwrap();
+    assert_eq!((kept.at(), kept.by()), (7, None));
+    let all: Vec<_> = kept.resources().collect();
+    assert!(matches!(&all[..], [(of, one)] if *of == key && *one == resource));
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use zeugma_core::identity::IdPattern;
+use zeugma_core::names::{HostPattern, SniTarget};
 use zeugma_core::snapshot::{Node, PathPattern, ValuePattern};
 
 use crate::meta::PositionMeta;
@@ -33,6 +34,7 @@ pub(crate) fn rules(
     (route, protocol): (&Document<MeshRoute>, ProtocolSpec),
     listener: &str,
 ) -> (rbac::Rbac, rbac::Rbac) {
+    let ports: Vec<u16> = route.ports().iter().map(|port| port.port).collect();
     let list = |specs: &[Placed<RuleSpec>], action: rbac::rbac::Action| {
         let mut policies = HashMap::new();
         for (at, rule) in specs.iter().enumerate() {
@@ -55,7 +57,7 @@ pub(crate) fn rules(
             };
             policies.insert(
                 policy_name(at, &here.listeners, &position),
-                policy(spec, &here.via, action),
+                policy(spec, &here.via, &ports, action),
             );
         }
         rbac::Rbac {
@@ -106,7 +108,12 @@ fn on_this_gateway(
     })
 }
 
-fn policy(spec: &RuleSpec, via: &[String], action: rbac::rbac::Action) -> rbac::Policy {
+fn policy(
+    spec: &RuleSpec,
+    via: &[String],
+    ports: &[u16],
+    action: rbac::rbac::Action,
+) -> rbac::Policy {
     let from = any_id(spec.from.iter().flatten().map(|id| authenticated(&id.0)));
     let via = any_id(via.iter().map(|peer| attested_by(peer)));
     let sources = any_id(spec.sources.iter().flatten().map(|net| {
@@ -114,6 +121,7 @@ fn policy(spec: &RuleSpec, via: &[String], action: rbac::rbac::Action) -> rbac::
             &net.0,
         )))
     }));
+    let sni = any_rule((spec.sni.iter().flatten()).flat_map(|name| server_names(&name.0.0, ports)));
     let methods = any_rule(spec.methods.iter().flatten().map(|name| method(&name.0.0)));
     let paths = any_rule(spec.paths.iter().flatten().map(|pattern| path(&pattern.0)));
     let mut ids: Vec<_> = [from, via, sources].into_iter().flatten().collect();
@@ -129,7 +137,7 @@ fn policy(spec: &RuleSpec, via: &[String], action: rbac::rbac::Action) -> rbac::
             }
         }))
     });
-    let mut rules: Vec<_> = [methods, paths]
+    let mut rules: Vec<_> = [sni, methods, paths]
         .into_iter()
         .flatten()
         .chain(headers)
@@ -221,6 +229,24 @@ fn attested_by(peer: &str) -> rbac::Principal {
             metadata_source: rbac::MetadataSource::Dynamic.into(),
         },
     ))
+}
+
+/// Every server name of a host: bare, and with each port of the route.
+fn server_names(pattern: &HostPattern, ports: &[u16]) -> Vec<rbac::Permission> {
+    let named = |matched| rule(rbac::permission::Rule::RequestedServerName(matched));
+    match pattern {
+        HostPattern::Exact(host) => {
+            let of_port = |port: &u16| SniTarget {
+                host: host.clone(),
+                port: Some(*port),
+            };
+            let with_ports = ports.iter().map(of_port).map(|name| name.to_string());
+            let all = [host.to_string()].into_iter().chain(with_ports);
+            all.map(|name| named(pb::exactly(&name))).collect()
+        }
+        // With a port it ends so, too.
+        HostPattern::Below(host) => vec![named(pb::ending(&format!(".{host}")))],
+    }
 }
 
 fn method(name: &str) -> rbac::Permission {

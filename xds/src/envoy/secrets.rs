@@ -1,6 +1,9 @@
 //! Where an Envoy has its certificate and its trust bundles from, which what is compiled for our gateway
 //! leaves open.
 
+use std::time::Duration;
+
+use crate::compile::ads;
 use crate::pb::{self, cluster, core, listener, tls};
 
 /// The cluster of an Envoy's bootstrap that leads to its secret discovery service: an agent beside it, for
@@ -47,6 +50,21 @@ impl Secrets {
                 ),
             ),
             ..Default::default()
+        };
+        Self {
+            own: source.clone(),
+            trust: source,
+        }
+    }
+
+    /// From nowhere, for an Envoy that has no agent: what needs them lets nobody in and reaches nobody, and
+    /// nothing else waits for them. On the stream of all other resources there are none.
+    pub(crate) fn nowhere() -> Self {
+        // As short as it can be: zero is for ever.
+        const PATIENCE: Duration = Duration::from_millis(1);
+        let source = core::ConfigSource {
+            initial_fetch_timeout: pb::duration(PATIENCE),
+            ..ads()
         };
         Self {
             own: source.clone(),

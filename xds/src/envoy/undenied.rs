@@ -1,12 +1,13 @@
-//! Entries that keep somebody out here, and not in Envoy, which does not know whom a gateway calls for, and
-//! is content with one line of a header that fits.
+//! Entries that keep somebody out here, and not in Envoy, which does not know whom a gateway calls for, is
+//! content with one line of a header that fits, and knows of no port in a server name.
 
 use zeugma_core::identity::IdPattern;
+use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::ValuePattern;
 
 use crate::compile::{Context, Export, export};
 use crate::error::{Code, Finding, Findings};
-use crate::model::scalar::{Name, Text};
+use crate::model::scalar::{Name, Sni, Text};
 use crate::model::{Document, InboundSpec, MeshPeer, MeshRoute, RoleSpec, RuleSpec};
 
 /// The entries that Envoy would let somebody past.
@@ -29,6 +30,19 @@ pub(crate) fn undenied(context: Context<'_>) -> Findings {
                 .help("ask that the header is there (`'*'`), or leave the entry out of what Envoy is to read")
                 .at(route.at_key(&format!("spec.allow[{at}].headers")));
                 findings.push(finding);
+            }
+            for (nth, Text(Sni(named))) in rule.value.sni.iter().flatten().enumerate() {
+                if let HostPattern::Below(host) = named
+                    && route.hosts().contains(&HostPattern::Exact(host.clone()))
+                {
+                    let finding = Finding::error(
+                        Code::Unsafe,
+                        format!("Envoy takes `{host}` with a port, as in `outbound_.80_._.{host}`, for a name below it: there who asks for it so is let in"),
+                    )
+                    .help("name hosts in full, or leave the entry out of what Envoy is to read")
+                    .at(route.at(&format!("spec.allow[{at}].sni[{nth}]")));
+                    findings.push(finding);
+                }
             }
         }
         for (at, rule) in route.spec.deny.iter().enumerate() {

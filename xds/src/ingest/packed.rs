@@ -8,6 +8,7 @@ use super::foreign::{self, Foreign};
 use super::{
     Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, Served, clusters, fields, listeners,
 };
+use crate::body::Body;
 use crate::compile::ResourceList;
 use crate::meta::AnyClusterMeta;
 use crate::parallel;
@@ -17,14 +18,14 @@ use crate::session::Kind;
 /// All resources of a gateway that are to serve together, in any order.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Packed<'a> {
-    pub(crate) clusters: Vec<(&'a str, &'a Any)>,
+    pub(crate) clusters: Vec<(&'a str, &'a Body)>,
     /// The endpoints of the clusters that have none in themselves, by the names that these ask for. Where
     /// there are none, the cluster has none.
-    pub(crate) endpoints: HashMap<&'a str, &'a Any>,
-    pub(crate) routes: Vec<(&'a str, &'a Any)>,
+    pub(crate) endpoints: HashMap<&'a str, &'a Body>,
+    pub(crate) routes: Vec<(&'a str, &'a Body)>,
     /// The names of route configurations of which it is known that there are none.
     pub(crate) empty_routes: Vec<&'a str>,
-    pub(crate) listeners: Vec<(&'a str, &'a Any)>,
+    pub(crate) listeners: Vec<(&'a str, &'a Body)>,
 }
 
 /// A cluster with what we say of it; `None`: it is a stranger's.
@@ -39,13 +40,13 @@ impl Packed<'_> {
         let mut ingest = Ingest::new(node);
         let mut list = ResourceList::default();
         let mut strange = Foreign::default();
-        for (name, any) in &self.clusters {
-            list.add('c', any.value.len(), name);
+        for (name, body) in &self.clusters {
+            list.add('c', body.len(), name);
         }
         for clusters in self.peers_and_others() {
             // Decoded they take many times what is made of them: each is dropped where it was read.
-            let read = parallel::map(clusters, |(name, any)| {
-                let decoded = decoded(any, |name| self.endpoints.get(name).copied());
+            let read = parallel::map(clusters, |(name, body)| {
+                let decoded = decoded(body, |name| self.endpoints.get(name).copied());
                 let read = |(meta, cluster): Decoded| match meta {
                     Some(meta) => Ok(ReadCluster::read(&cluster, meta, &ingest.names)),
                     None => Err(Box::new(cluster)),
@@ -62,9 +63,9 @@ impl Packed<'_> {
             }
             ingest.clusters(ours);
         }
-        for (name, any) in &self.routes {
-            list.add('r', any.value.len(), name);
-            let config = pb::unpack::<route::RouteConfiguration>(any);
+        for (name, body) in &self.routes {
+            list.add('r', body.len(), name);
+            let config = pb::unpack::<route::RouteConfiguration>(&body.to_any());
             if let Some(config) = ingest.errors.keep(Kind::Routes, name, config) {
                 if foreign::is_foreign_routes(&config) {
                     strange.routes.push((*name, config));
@@ -83,9 +84,9 @@ impl Packed<'_> {
         for name in &self.empty_routes {
             ingest.route((*name).to_owned(), Vec::new());
         }
-        for (name, any) in &self.listeners {
-            list.add('l', any.value.len(), name);
-            let listener = pb::unpack::<listener::Listener>(any);
+        for (name, body) in &self.listeners {
+            list.add('l', body.len(), name);
+            let listener = pb::unpack::<listener::Listener>(&body.to_any());
             if let Some(mut listener) = ingest.errors.keep(Kind::Listener, name, listener) {
                 if foreign::is_foreign(listener.metadata.as_ref()) {
                     strange.listeners.push((*name, listener));
@@ -111,15 +112,15 @@ const PEER: &[u8] = b"\x1a\x04peer";
 
 impl<'a> Packed<'a> {
     /// The clusters of peers, and all others, which may refer to these.
-    fn peers_and_others(&self) -> [Vec<(&'a str, &'a Any)>; 2] {
+    fn peers_and_others(&self) -> [Vec<(&'a str, &'a Body)>; 2] {
         let may_be = |any: &Any| any.value.windows(PEER.len()).any(|bytes| bytes == PEER);
-        let clusters = parallel::map(self.clusters.clone(), |(name, any)| {
-            let is_peer = may_be(any)
+        let clusters = parallel::map(self.clusters.clone(), |(name, body)| {
+            let is_peer = may_be(&body.to_any())
                 && matches!(
-                    decoded(any, |_| None),
+                    decoded(body, |_| None),
                     Ok((Some(AnyClusterMeta::Peer(_)), _))
                 );
-            (is_peer, (name, any))
+            (is_peer, (name, body))
         });
         let (peers, others): (Vec<_>, Vec<_>) =
             clusters.into_iter().partition(|(is_peer, _)| *is_peer);
@@ -129,21 +130,28 @@ impl<'a> Packed<'a> {
 
 /// A cluster with the endpoints in it that it names.
 pub(super) fn decoded<'a>(
+    body: &Body,
+    endpoints: impl Fn(&str) -> Option<&'a Body>,
+) -> Result<Decoded, String> {
+    decoded_of(&body.to_any(), endpoints)
+}
+
+fn decoded_of<'a>(
     any: &Any,
-    endpoints: impl Fn(&str) -> Option<&'a Any>,
+    endpoints: impl Fn(&str) -> Option<&'a Body>,
 ) -> Result<Decoded, String> {
     let mut cluster: cluster::Cluster = pb::unpack(any)?;
     let metadata = cluster.metadata.as_ref();
     let meta = (!foreign::is_foreign(metadata)).then(|| pb::from_metadata(metadata));
     let meta = meta.transpose()?;
     if let Some((_, name)) = crate::session::client::endpoints_of(&cluster) {
-        let assignment = match endpoints(&name) {
+        let assignment = match endpoints(&name).map(Body::to_any) {
             // Some that say they are ours were not looked at, and of a stranger's cluster they are not.
-            Some(any) if meta.is_none() && fields::is_ours(Kind::Endpoints, any) => {
-                fields::check(any)?;
-                pb::unpack(any)?
+            Some(any) if meta.is_none() && fields::is_ours(Kind::Endpoints, &any) => {
+                fields::check(&any)?;
+                pb::unpack(&any)?
             }
-            Some(any) => pb::unpack(any)?,
+            Some(any) => pb::unpack(&any)?,
             None => endpoint::ClusterLoadAssignment::default(),
         };
         cluster.load_assignment = Some(assignment);
@@ -159,7 +167,7 @@ pub(crate) fn check(kind: Kind, any: &Any, node: &Node) -> Result<(), String> {
     }
     match kind {
         Kind::Cluster => {
-            let (meta, mut cluster) = decoded(any, |_| None)?;
+            let (meta, mut cluster) = decoded_of(any, |_| None)?;
             if clusters::is_discovered(&cluster) {
                 cluster.load_assignment = Some(endpoint::ClusterLoadAssignment::default());
             }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use zeugma_core::authorize::path::is_usable;
 use zeugma_core::identity::IdPattern;
+use zeugma_core::names::{Host, HostPattern, SniTarget};
 use zeugma_core::snapshot::{
-    HeaderRule, PathPattern, Policy, PolicyMode, Position, Rule, ValuePattern,
+    HeaderRule, PathPattern, Policy, PolicyMode, Position, Rule, SniPattern, ValuePattern,
 };
 
 use super::Names;
@@ -206,6 +207,9 @@ fn read_permission(permission: &rbac::Permission, rule: &mut Rule) -> Result<(),
         Some(Kind::Header(header)) if !header.invert_match && !header.name.starts_with(':') => {
             read_header(header, rule).ok_or_else(unsupported)
         }
+        Some(Kind::RequestedServerName(name)) => {
+            read_server_name(name, rule).ok_or_else(unsupported)
+        }
         Some(Kind::UrlPath(path)) => {
             let Some(matcher::path_matcher::Rule::Path(text)) = &path.rule else {
                 return Err(unsupported());
@@ -226,6 +230,32 @@ fn read_permission(permission: &rbac::Permission, rule: &mut Rule) -> Result<(),
         }
         _ => Err(unsupported()),
     }
+}
+
+/// A host that TLS names; its names with a port are said again after the bare one.
+fn read_server_name(name: &matcher::StringMatcher, rule: &mut Rule) -> Option<()> {
+    use matcher::string_matcher::MatchPattern;
+
+    let pattern = match name.match_pattern.as_ref()? {
+        MatchPattern::Exact(name) => {
+            let SniTarget { host, port } = SniTarget::parse(name).ok()?;
+            let pattern = SniPattern::Host(HostPattern::Exact(host));
+            if port.is_some() {
+                return (rule.sni.last() == Some(&pattern)).then_some(());
+            }
+            pattern
+        }
+        MatchPattern::Suffix(suffix) => {
+            let below = Host::parse(suffix.strip_prefix('.')?).ok()?;
+            SniPattern::Host(HostPattern::Below(below))
+        }
+        MatchPattern::Prefix(_)
+        | MatchPattern::SafeRegex(_)
+        | MatchPattern::Contains(_)
+        | MatchPattern::Custom(_) => return None,
+    };
+    rule.sni.push(pattern);
+    Some(())
 }
 
 /// A value of a header; that one may stand in a list is said again after the value itself.

@@ -6,9 +6,9 @@ use zeugma_core::snapshot::{Cluster, PeerIx, Snapshot};
 
 use super::packed::decoded;
 use super::{Names, ReadCluster, ReadKind};
+use crate::body::Body;
 use crate::compile::ResourceList;
 use crate::meta::AnyClusterMeta;
-use crate::pb::Any;
 use crate::state::{self, Versions};
 
 /// A snapshot, and what it was made from.
@@ -23,10 +23,10 @@ pub(crate) struct Served {
 #[derive(Debug)]
 pub(crate) struct Changed<'a> {
     pub(crate) name: &'a str,
-    pub(crate) before: &'a Any,
-    pub(crate) now: &'a Any,
+    pub(crate) before: &'a Body,
+    pub(crate) now: &'a Body,
     /// Those that it names, where it has none in itself.
-    pub(crate) endpoints: Option<&'a Any>,
+    pub(crate) endpoints: Option<&'a Body>,
 }
 
 impl Served {
@@ -47,8 +47,8 @@ impl Served {
             // They come in the order of their names.
             let at = clusters.binary_search_by(|known| (*known.name).cmp(changed.name));
             let (at, known) = at.ok().and_then(|at| Some((at, clusters.get_mut(at)?)))?;
-            if changed.now.value.len() != changed.before.value.len() {
-                (next.resources).change('c', changed.now.value.len(), changed.name);
+            if changed.now.len() != changed.before.len() {
+                (next.resources).change('c', changed.now.len(), changed.name);
             }
             if **known != built {
                 next.versions.set_cluster(at, &built);

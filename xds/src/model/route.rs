@@ -15,7 +15,7 @@ use zeugma_core::snapshot::{PathPattern, ValuePattern};
 use super::list::List;
 use super::scalar::{
     Cause, EndpointSpec, FieldName, FieldValue, GrpcName, MaybeDuration, MaybeTimes, Method, Name,
-    Percent, Reference, RulePath, Size, Target, Text, whole, whole_or_none,
+    Percent, Reference, RulePath, Size, Sni, Target, Text, whole, whole_or_none,
 };
 use crate::yaml::Placed;
 
@@ -707,6 +707,11 @@ pub(crate) struct RuleSpec {
     pub listeners: Option<Vec<Text<Name>>>,
     /// The source address of the connection.
     pub sources: Option<Vec<Text<IpNet>>>,
+    /// The host that the caller's TLS named (SNI), where TLS is terminated or passed through: a host, or
+    /// `*.x` for any depth below `x`, in upper or lower case, for every port of it. What came without TLS,
+    /// or named none, matches no rule with `sni`, in `allow` and in `deny`. Callers name what they like:
+    /// it says what is asked for, and not who asks.
+    pub sni: Option<Vec<Text<Sni>>>,
     /// The HTTP method. http only.
     pub methods: Option<Vec<Text<Method>>>,
     /// The HTTP path: `/v1/orders`, or `/v1/*` for all below. http only. `deny` does not count

@@ -16,7 +16,7 @@ use zeugma_core::admission::Rate;
 use zeugma_core::authorize::path::{canonical, is_usable};
 use zeugma_core::identity::{IdPattern, SpiffeId, TrustDomain};
 use zeugma_core::locality::Locality;
-use zeugma_core::names::{Host, HostPattern};
+use zeugma_core::names::{Host, HostPattern, SniTarget};
 use zeugma_core::snapshot::{Failure, PathPattern, ValuePattern};
 
 use crate::bundle_url::BundleUrl;
@@ -449,6 +449,28 @@ impl FromText for Admin {
             Some(path) => Ok(Self::Unix(path.into())),
             None => SocketAddr::from_text(text).map(Self::Tcp),
         }
+    }
+}
+
+/// The host that a caller's TLS names, in whatever form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sni(pub HostPattern);
+
+impl FromText for Sni {
+    const FORM: &'static str =
+        "a host such as `orders.shop.svc.clusterset.local`, or all below one, `*.x`";
+    const EXAMPLE: &'static str = "orders.shop.svc.clusterset.local";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let named = SniTarget::parse(text.strip_prefix("*.").unwrap_or(text));
+        if let Ok(SniTarget {
+            host,
+            port: Some(_),
+        }) = named
+        {
+            return Err(format!("write `{host}`, which is for all of its ports"));
+        }
+        HostPattern::from_text(text).map(Self)
     }
 }
 

@@ -75,7 +75,7 @@ fn view(flavor: Flavor) -> View {
     }
 }
 
-const FLAVORS: [Flavor; 3] = [Flavor::Proxy, Flavor::Envoy, Flavor::Grpc];
+const FLAVORS: [Flavor; 4] = [Flavor::Proxy, Flavor::Envoy, Flavor::Bare, Flavor::Grpc];
 
 fn bytes(catalog: &Catalog) -> BTreeMap<(Kind, String), Bytes> {
     let of = |kind: Kind| {

@@ -12,10 +12,11 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
+use zeugma_core::line::with_causes;
 
 use super::read::{Secret, read};
 use crate::client::counted::Counted;
-use crate::client::stream::{HEAD_BYTES_MAX, Once, Requests, cut, with_causes};
+use crate::client::stream::{HEAD_BYTES_MAX, Once, Requests, cut};
 use crate::pb::discovery::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
@@ -115,7 +116,7 @@ where
 {
     let channel = match shake_hands(io).await {
         Ok(channel) => channel,
-        Err(why) => return Ended::Handshake(cut(why)),
+        Err(why) => return Ended::Handshake(cut(&why)),
     };
     let (tell, mut told) = mpsc::channel(1);
     let mut streams = JoinSet::new();
@@ -163,7 +164,7 @@ where
         let verdict = match secret {
             Ok(secret) => hear(Heard::Given(name, secret)),
             Err(why) => {
-                hear(Heard::Unreadable(name, &cut(why.clone()))).ok();
+                hear(Heard::Unreadable(name, &cut(&why))).ok();
                 Err(why)
             }
         };
@@ -285,7 +286,7 @@ impl Stream {
         let mut grpc =
             Grpc::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX);
         if let Err(error) = grpc.ready().await {
-            return Some(Ended::Refused(cut(with_causes(&error))));
+            return Some(Ended::Refused(cut(&with_causes(&error))));
         }
         let path = PathAndQuery::from_static(method);
         let request = Request::new(Requests(asked));
@@ -322,7 +323,7 @@ impl Stream {
                 }
                 Err(why) => Some(Status {
                     code: REFUSED,
-                    message: cut(format!("secret `{}`: {why}", self.name)),
+                    message: cut(&format!("secret `{}`: {why}", self.name)),
                     details: Vec::new(),
                 }),
             };
@@ -388,7 +389,7 @@ fn why(status: &tonic::Status) -> Option<Ended> {
     if !status.message().is_empty() {
         text = format!("{text}: {}", status.message());
     }
-    let text = cut(text);
+    let text = cut(&text);
     if status.code() == Code::Unimplemented {
         return None;
     }

@@ -9,12 +9,11 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterStats;
 use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsResponse;
 use prost::Message as _;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 use tonic::Status;
 
 use super::read::claim;
 use super::stream::Opened;
-use super::wire::{Telling, ended};
+use super::wire::{Left, Telling, end, ended};
 use super::{Shared, lock};
 use crate::canonical;
 use crate::client::counted;
@@ -173,11 +172,10 @@ impl Load {
 }
 
 /// Takes reports until there are no more.
-pub(super) async fn run(opened: Opened) {
+pub(super) async fn run(opened: Opened) -> Left {
     let tell = opened.tell.clone();
     let status = take(opened).await.err().unwrap_or_else(ended);
-    // It has room for the end; nobody may be there to take it.
-    tell.try_send(Telling::End(status)).ok();
+    end(&tell, status).await
 }
 
 async fn take(opened: Opened) -> Result<(), Status> {
@@ -190,12 +188,7 @@ async fn take(opened: Opened) -> Result<(), Status> {
     } = opened;
     let mut claimed = None;
     loop {
-        let asked = tokio::select! {
-            asked = timeout(PATIENCE, requests.next()) => {
-                asked.map_err(|_elapsed| Status::deadline_exceeded("no report came"))??
-            }
-            () = tell.closed() => return Ok(()),
-        };
+        let asked = requests.within(PATIENCE, "no report came", &tell).await?;
         let Some(report) = asked else {
             return Ok(());
         };

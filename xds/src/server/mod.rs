@@ -38,7 +38,7 @@ use self::fresh::Fresh;
 use self::load::Loads;
 pub use self::seldom::Seldom;
 use self::standing::{Place, Standings};
-use self::wire::{Requests, Telling, Told};
+use self::wire::{Left, Requests, Telling, Told};
 use crate::catalog::{Catalog, Store};
 use crate::plane::{Plane, View};
 use crate::session::Kind;
@@ -56,6 +56,8 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 const SEND_BYTES_MAX: usize = 64 * 1024;
 /// The longest list of headers of a request.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// What it gets to take an answer, or how a stream ended.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// What it gets to take the last words.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -342,7 +344,12 @@ impl Server {
                 Some(stream) = begun.recv(), if streams.len() < CONNECTION_STREAMS_MAX as usize => {
                     drop(streams.spawn(stream));
                 }
-                Some(_ended) = streams.join_next() => {}
+                Some(ended) = streams.join_next() => {
+                    if let Ok(Left::Untaken) = ended {
+                        shared.ends(&"nothing of its answer is taken", "", &visitor.caller);
+                        return;
+                    }
+                }
                 () = sleep_until(leaves_at) => {
                     if is_leaving {
                         return;
@@ -359,7 +366,7 @@ impl Server {
     }
 }
 
-type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+type StreamFuture = Pin<Box<dyn Future<Output = Left> + Send>>;
 
 /// Answers a call with the body that its stream will fill.
 fn open(

@@ -168,12 +168,34 @@ pub(super) fn claim(mut bytes: &[u8]) -> Result<Claim, Unread> {
         match part.number {
             1 => claim.id = said("node id", value)?,
             2 => claim.cluster = said("node cluster", value)?,
+            3 => claim.is_bare = is_bare(value)?,
             4 => claim.locality = locality(value)?,
             6 => claim.agent = said("user agent name", value)?,
             _ => {}
         }
     }
     Ok(claim)
+}
+
+/// Whether a node's metadata says that nobody gives it secrets.
+fn is_bare(mut metadata: &[u8]) -> Result<bool, Unread> {
+    const KEY: &[u8] = b"zeugma.dev/secrets";
+    let broken = || Unread::Broken("Struct");
+    let mut is_bare = false;
+    while !metadata.is_empty() {
+        let part = canonical::next(&mut metadata).ok_or_else(broken)?;
+        // `Struct.fields`, a map, is field 1.
+        let Some(entry) = part.message.filter(|_| part.number == 1) else {
+            continue;
+        };
+        let (key, mut value) = canonical::entry(entry).ok_or_else(broken)?;
+        if key == KEY {
+            // `Value.string_value` is field 3.
+            let said = canonical::next(&mut value).ok_or_else(broken)?;
+            is_bare = said.number == 3 && said.message == Some(b"none");
+        }
+    }
+    Ok(is_bare)
 }
 
 fn said(what: &'static str, bytes: &[u8]) -> Result<String, Unread> {
@@ -261,7 +283,38 @@ mod tests {
             cluster: "east".to_owned(),
             locality: "eu/eu-1".to_owned(),
             agent: "envoy".to_owned(),
+            is_bare: false,
         }
+    }
+
+    #[test]
+    fn a_node_says_in_its_metadata_that_nobody_gives_it_secrets() {
+        use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
+
+        let text = |text: &str| Value {
+            kind: Some(Kind::StringValue(text.to_owned())),
+        };
+        let number = Value {
+            kind: Some(Kind::NumberValue(0.0)),
+        };
+        let long = || ("else".to_owned(), text(&"x".repeat(5000)));
+        for (key, value, expected) in [
+            ("zeugma.dev/secrets", text("none"), true),
+            ("zeugma.dev/secrets", text("sds"), false),
+            ("zeugma.dev/secrets", number, false),
+            ("zeugma.dev/secret", text("none"), false),
+        ] {
+            let node = Node {
+                metadata: Some(Struct {
+                    fields: [(key.to_owned(), value), long()].into(),
+                }),
+                ..node()
+            };
+            let claim = claim(&node.encode_to_vec()).unwrap();
+            assert_eq!(claim.is_bare, expected, "{key}");
+        }
+        let broken = claim(b"\x1a\x02\x0a\x05").unwrap_err();
+        assert_eq!(broken, Unread::Broken("Struct"));
     }
 
     #[test]

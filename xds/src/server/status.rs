@@ -1,6 +1,7 @@
 //! `envoy.service.status.v3.ClientStatusDiscoveryService`: what was sent to each node, and taken.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,21 +16,21 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{
     NodeMatcher, StringMatcher, string_matcher::MatchPattern,
 };
 use prost::Message as _;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 use tonic::Status;
 
 use super::standing::{DETAIL_CHARS_MAX, Known, Place};
 use super::stream::Opened;
-use super::wire::{Telling, ended};
-use super::{Caller, Shared, lock};
+use super::wire::{Left, Telling, end, ended};
+use super::{Caller, PATIENCE, Shared, lock};
 use crate::session::server::Standing;
 
 /// Until who calls has asked, and between two questions of one call.
 const FIRST: Duration = Duration::from_secs(10);
 const BETWEEN: Duration = Duration::from_secs(600);
-/// Until an answer may be made, and then until it is taken.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Until an answer may be made.
+const TURN: Duration = Duration::from_secs(30);
 /// Bytes of what is asked.
 const ASKED_BYTES_MAX: usize = 64 * 1024;
 /// Of them, what each node is compared with.
@@ -49,16 +50,18 @@ pub(super) enum Asks {
 }
 
 /// Answers until the client has asked all it wants.
-pub(super) async fn run(opened: Opened, asks: Asks) {
+pub(super) async fn run(opened: Opened, asks: Asks) -> Left {
     let tell = opened.tell.clone();
-    let status = answer(opened, asks).await.err().unwrap_or_else(ended);
-    // Nobody may be there to take it.
-    timeout(PATIENCE, tell.send(Telling::End(status)))
-        .await
-        .ok();
+    let status = match answer(opened, asks).await {
+        Ok(Left::Untaken) => return Left::Untaken,
+        Ok(Left::Taken) => ended(),
+        Err(status) => status,
+    };
+    end(&tell, status).await
 }
 
-async fn answer(opened: Opened, asks: Asks) -> Result<(), Status> {
+/// Whether the last answer was taken.
+async fn answer(opened: Opened, asks: Asks) -> Result<Left, Status> {
     let Opened {
         shared,
         place,
@@ -69,31 +72,34 @@ async fn answer(opened: Opened, asks: Asks) -> Result<(), Status> {
     let place = Arc::new(place);
     let mut patience = FIRST;
     loop {
-        let asked = tokio::select! {
-            asked = timeout(patience, requests.next()) => {
-                asked.map_err(|_elapsed| Status::deadline_exceeded("nothing is asked"))??
-            }
-            () = tell.closed() => return Ok(()),
-        };
+        let asked = requests.within(patience, "nothing is asked", &tell).await?;
         let Some(asked) = asked else {
-            return Ok(());
+            return Ok(Left::Taken);
         };
         let turn = tokio::select! {
-            turn = timeout(PATIENCE, shared.turn(&place)) => turn,
-            () = tell.closed() => return Ok(()),
+            turn = timeout(TURN, shared.turn(&place)) => turn,
+            () = tell.closed() => return Ok(Left::Taken),
         };
         let turn =
             turn.map_err(|_elapsed| Status::unavailable("other answers are not taken"))??;
         let bytes = shared.status(&asked, place.caller()).await?;
         requests.done();
-        let place = Arc::clone(&place);
-        let answer = Answer { bytes, turn, place };
+        let (waits, taken) = oneshot::channel();
+        let answer = Answer {
+            bytes,
+            turn,
+            place: Arc::clone(&place),
+            waits,
+        };
         let message = Telling::Message(Bytes::from_owner(answer));
-        let told = timeout(PATIENCE, tell.send(message)).await;
-        told.map_err(|_elapsed| Status::deadline_exceeded("nobody takes the answer"))?
+        tell.try_send(message)
             .map_err(|_gone| Status::cancelled("nobody reads"))?;
+        // Nothing comes: it ends with the answer.
+        if timeout(PATIENCE, taken).await.is_err() {
+            return Ok(Left::Untaken);
+        }
         if asks == Asks::Once {
-            return Ok(());
+            return Ok(Left::Taken);
         }
         patience = BETWEEN;
     }
@@ -106,6 +112,8 @@ struct Answer {
     turn: Turn,
     #[expect(dead_code, reason = "its caller has it until then")]
     place: Arc<Place>,
+    #[expect(dead_code, reason = "its other end sees when it is dropped")]
+    waits: oneshot::Sender<Infallible>,
 }
 
 type Turn = [OwnedSemaphorePermit; 2];

@@ -14,9 +14,10 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Code, Status};
 
+use super::PATIENCE;
 use crate::session::server::{Protocol, Response};
 
 /// Before each message: whether it is compressed, and how long it is.
@@ -149,6 +150,24 @@ impl Requests {
         }
     }
 
+    /// The next one; `None` also where the client gives the stream up.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next), and where none comes for so long: that it is `missing`.
+    pub(super) async fn within(
+        &mut self,
+        patience: Duration,
+        missing: &'static str,
+        tell: &mpsc::Sender<Telling>,
+    ) -> Result<Option<Bytes>, Status> {
+        tokio::select! {
+            next = timeout(patience, self.next()) => {
+                next.map_err(|_elapsed| Status::deadline_exceeded(missing))?
+            }
+            () = tell.closed() => Ok(None),
+        }
+    }
+
     /// The request was used: its memory is free again.
     pub(super) fn done(&mut self) {
         self.held = None;
@@ -182,6 +201,24 @@ pub(super) enum Telling {
     /// One message.
     Message(Bytes),
     End(Status),
+}
+
+/// Whether what a stream told last was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    Taken,
+    /// What is on its way to a peer that lets none of it come goes with its connection alone.
+    Untaken,
+}
+
+/// Tells how a stream ended, and waits until that was taken.
+pub(super) async fn end(tell: &mpsc::Sender<Telling>, status: Status) -> Left {
+    // Room is kept for it; nobody may be there to take it.
+    tell.try_send(Telling::End(status)).ok();
+    match timeout(PATIENCE, tell.closed()).await {
+        Ok(()) => Left::Taken,
+        Err(_elapsed) => Left::Untaken,
+    }
 }
 
 /// The body of a stream: what came out of the session, in pieces that stay shared until they go out.

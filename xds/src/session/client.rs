@@ -14,6 +14,7 @@
 //! refused and why, while the others serve (P29). What is held is what a reconnecting client says that
 //! it has, whatever response it came in (P25).
 
+mod entry;
 #[cfg(test)]
 mod fixture;
 mod kind;
@@ -37,7 +38,8 @@ pub(crate) use self::link::Protocol;
 use self::noted::Referred;
 pub(crate) use self::read::{References, endpoints_of, references};
 use super::Kind;
-use crate::pb::{Any, core, discovery};
+use crate::body::Body;
+use crate::pb::{core, discovery};
 
 /// The name of a resource.
 pub(crate) type Name = Arc<str>;
@@ -51,7 +53,7 @@ const FEATURES: [&str; 1] = ["xds.config.resource-in-sotw"];
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Resource {
     pub(crate) version: Arc<str>,
-    pub(crate) body: Arc<Any>,
+    pub(crate) body: Arc<Body>,
     pub(crate) references: References,
 }
 

@@ -14,7 +14,8 @@ use zeugma_core::snapshot::{
     EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HashOn,
     HeaderRule, HostTable, HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck,
     PathPattern, Peer, PeerIx, Policy, PolicyMode, Position, Protocol, Retries, Role, Rule,
-    Service, ServiceIx, Slow, Snapshot, SpreadPart, Timeouts, TooFew, ValuePattern, WhenStale,
+    Service, ServiceIx, Slow, Snapshot, SniPattern, SpreadPart, Timeouts, TooFew, ValuePattern,
+    WhenStale,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
@@ -39,7 +40,7 @@ coded! {
     RuleRetries { attempts, on, any_method }
     HeaderChanges { set, add, remove }
     Policy { allow, deny, mode }
-    Rule { from, via, listeners, sources, methods, paths, headers, position }
+    Rule { from, via, listeners, sources, sni, methods, paths, headers, position }
     HeaderRule { name, values }
     Position { file, line }
     Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max, compare }
@@ -141,6 +142,7 @@ coded_enum! {
     Inbound { 0 Passthrough, 1 Terminate }
     Export { 0 Nobody, 1 To(peers), 2 AllPeers }
     PolicyMode { 0 Enforce, 1 Audit }
+    SniPattern { 0 Host(pattern), 1 Text(pattern) }
     PathPattern { 0 Exact(path), 1 Below(prefix) }
     ValuePattern { 0 Exact(value), 1 Begins(prefix) }
     HostPattern { 0 Exact(host), 1 Below(host) }

@@ -206,6 +206,31 @@ fn of_a_route_that_is_hedged_envoy_hedges_nothing_and_is_said_to() {
     );
 }
 
+/// Envoy knows of no port in a server name: `outbound_.80_._.a.example` is a name below `a.example` to it.
+#[test]
+fn who_is_let_in_by_a_name_below_a_host_of_the_route_is_no_business_of_envoys() {
+    let hosts = "hosts: [a.example, '*.a.example', '*.b.example']";
+    for (rules, is_let_past) in [
+        ("allow: [{ sni: ['*.a.example'] }]", true),
+        ("allow: [{ sni: [a.example, '*.a.example'] }]", true),
+        ("allow: [{ sni: [a.example, '*.b.example'] }]", false),
+        // It denies one more.
+        (
+            "allow: [{ sni: [a.example] }], deny: [{ sni: ['*.a.example'] }]",
+            false,
+        ),
+    ] {
+        let rest = "protocol: http, backends: [{ endpoints: ['10.0.0.1:80'] }]";
+        let orders = route("orders", &format!("{rest}, {hosts}, {rules}"));
+        let told = match compiled(&[&orders], &[OWN]) {
+            Ok(_) => String::new(),
+            Err(findings) => findings.to_string(),
+        };
+        let expected = "for a name below it";
+        assert_eq!(told.contains(expected), is_let_past, "{rules}: {told}");
+    }
+}
+
 /// What broke: of two lines of a header one was allowed, and Envoy let the request in.
 #[test]
 fn who_is_let_in_by_a_header_s_value_is_no_business_of_envoys() {

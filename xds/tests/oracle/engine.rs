@@ -108,6 +108,7 @@ impl Engine {
             listener,
             source: call.source,
             evidence,
+            sni: None,
             wants,
         };
         decide(&self.snapshot, &self.shares, &arrival, &|_| 0, 1)
@@ -124,6 +125,7 @@ impl Engine {
             listener,
             source: call.source,
             evidence,
+            sni: named(call),
             wants,
         };
         let decision = decide(&self.snapshot, &self.shares, &arrival, &|_| 0, 1);
@@ -148,6 +150,7 @@ impl Engine {
                 Evidence::Asserted { by, .. } => Evidence::Verified(by),
                 same @ (Evidence::Network | Evidence::Verified(_)) => same,
             },
+            sni: named(call).filter(|_| evidence != Evidence::Network),
             method: None,
             path: None,
             headers: None,
@@ -194,6 +197,14 @@ impl Engine {
                 panic!("{decision:?} is no end")
             }
         }
+    }
+}
+
+/// What the TLS of a call names.
+fn named(call: &Call) -> Option<&str> {
+    match &call.opening {
+        Opening::Tls(sni) => sni.as_deref(),
+        Opening::Plaintext => None,
     }
 }
 

@@ -33,6 +33,8 @@ struct Facts<'a> {
     id: Option<&'a str>,
     /// The peer that hands on an identity, and that identity.
     attested: Option<(&'a Peer, &'a str)>,
+    /// The server name of its TLS, where that is ended or passed through.
+    sni: Option<&'a str>,
     /// What is asked, where it is read.
     request: Option<&'a Request>,
 }
@@ -63,6 +65,7 @@ fn found<'a>(
         source,
         id: None,
         attested: None,
+        sni: None,
         request: None,
     };
     // One address, one route: what it says is never looked at.
@@ -81,6 +84,7 @@ fn found<'a>(
         Opening::Tls(None) => return Err("sni-missing"),
         Opening::Tls(Some(sni)) => sni,
     };
+    facts.sni = Some(sni);
     let (host, port) = server_name(sni);
     let routes = of_host(world, call.listener, host);
     let chosen = match (port, routes.as_slice()) {
@@ -311,6 +315,22 @@ fn is_where_it_says(entry: &Entry, facts: &Facts<'_>) -> bool {
     (entry.via.as_ref())
         .is_none_or(|via| (facts.attested).is_some_and(|(peer, _)| via.contains(&peer.name)))
         && (entry.listeners.as_ref()).is_none_or(|names| names.contains(&facts.listener))
+        && (entry.sni.as_ref()).is_none_or(|names| {
+            // "A host, or `*.x` for any depth below `x`, for every port of it."
+            let host = facts.sni.map(|sni| server_name(sni).0.to_ascii_lowercase());
+            let host = host
+                .as_ref()
+                .map(|host| host.strip_suffix('.').unwrap_or(host));
+            let is_named = |host: &str| {
+                names.iter().any(|of| match of.strip_prefix("*.") {
+                    Some(above) => host.split_once('.').is_some_and(|(_, rest)| {
+                        rest == above || rest.ends_with(&format!(".{above}"))
+                    }),
+                    None => host == *of,
+                })
+            };
+            host.is_some_and(is_named)
+        })
         && (entry.sources.as_ref()).is_none_or(|nets| is_in(&facts.source, nets))
 }
 
@@ -557,8 +577,8 @@ pub(crate) fn without_effect(world: &World) -> Vec<(String, &'static str, usize)
     for route in &world.routes {
         for (list, entries) in [("allow", &route.allow), ("deny", &route.deny)] {
             for (nth, entry) in entries.iter().enumerate() {
-                if !can_match(world, route, entry) || (list == "deny" && !is_believed(world, entry))
-                {
+                let denies_all = || is_believed(world, entry) && is_called_so(route, entry);
+                if !can_match(world, route, entry) || (list == "deny" && !denies_all()) {
                     useless.push((route.name.to_owned(), list, nth));
                 }
             }
@@ -577,22 +597,24 @@ fn can_match(world: &World, route: &Route, entry: &Entry) -> bool {
         .iter()
         .any(|port| port.protocol == Protocol::Http);
     let ends_tls = route.inbound == Inbound::Terminate;
-    // The table "What each path does": arrives on, is an identity known, are requests read.
+    // The table "What each path does": arrives on, is an identity known, are requests read. A server name is
+    // what comes with TLS: that is every way but plaintext's.
     let table = [
         (
-            "mesh",
+            ("mesh", true),
             !route.export.is_empty(),
             ends_tls,
             ends_tls && has_http,
         ),
-        ("apps", true, ends_tls, ends_tls && has_http),
-        ("apps", has_http, false, true),
-        ("raw", route.name == "raw", false, false),
+        (("apps", true), true, ends_tls, ends_tls && has_http),
+        (("apps", false), has_http, false, true),
+        (("raw", false), route.name == "raw", false, false),
     ];
     let is_there = table
         .into_iter()
-        .any(|(listener, leads, identity, requests)| {
+        .any(|((listener, tls), leads, identity, requests)| {
             leads
+                && (tls || entry.sni.is_none())
                 && entry
                     .listeners
                     .as_ref()
@@ -625,4 +647,16 @@ fn is_believed(world: &World, entry: &Entry) -> bool {
             .iter()
             .any(|peer| via.contains(&peer.name) && peer.attests.contains(&domain(id)))
     })
+}
+
+/// Of an entry of `deny` somebody must come by every name: one by which nobody does would deny nobody.
+fn is_called_so(route: &Route, entry: &Entry) -> bool {
+    let below = |host: &str, above: &str| host.ends_with(&format!(".{above}"));
+    let meets = |a: &str, b: &str| match (a.strip_prefix("*."), b.strip_prefix("*.")) {
+        (None, None) => a == b,
+        (Some(above), None) => below(b, above),
+        (None, Some(above)) => below(a, above),
+        (Some(a), Some(b)) => a == b || below(a, b) || below(b, a),
+    };
+    (entry.sni.iter().flatten()).all(|name| route.hosts.iter().any(|host| meets(name, host)))
 }

@@ -74,6 +74,7 @@ pub(crate) struct Entry {
     pub(crate) via: Option<Vec<&'static str>>,
     pub(crate) listeners: Option<Vec<&'static str>>,
     pub(crate) sources: Option<Vec<&'static str>>,
+    pub(crate) sni: Option<Vec<&'static str>>,
     pub(crate) methods: Option<Vec<&'static str>>,
     pub(crate) paths: Option<Vec<&'static str>>,
     /// By name.
@@ -243,6 +244,7 @@ fn entry(entry: &Entry) -> Value {
             entry.listeners.as_ref().map(|list| json!(list)),
         ),
         ("sources", entry.sources.as_ref().map(|list| json!(list))),
+        ("sni", entry.sni.as_ref().map(|list| json!(list))),
         ("methods", entry.methods.as_ref().map(|list| json!(list))),
         ("paths", entry.paths.as_ref().map(|list| json!(list))),
         (

@@ -96,6 +96,14 @@ pub(crate) const SENT: &[(&str, &str)] = &[
     ("x-team", "a"),
     ("x-team", "1"),
 ];
+/// What rules name beside the hosts of their route: what is near to these.
+const SNI: &[&str] = &[
+    "*.example",
+    "a.example",
+    "*.a.example",
+    "a.shop.example",
+    "*.a.shop.example",
+];
 const VALUES: &[&str] = &["1", "2", "a", "a*", "*", "b*", "12"];
 
 /// A configuration that is right.
@@ -248,7 +256,7 @@ fn routes(rng: &mut Rng, peers: &[Peer]) -> Vec<Route> {
             ports,
             inbound,
             backends,
-            allow: entries(rng, peers, 6),
+            allow: entries(rng, (peers, hosts), 6),
             deny: Vec::new(),
             policy: if rng.u8(..6) == 0 {
                 Policy::Audit
@@ -259,7 +267,7 @@ fn routes(rng: &mut Rng, peers: &[Peer]) -> Vec<Route> {
             rules: Vec::new(),
         };
         if rng.u8(..9) > 3 {
-            route.deny = entries(rng, peers, 2);
+            route.deny = entries(rng, (peers, hosts), 2);
         }
         let is_http = route.ports.iter().all(|port| port.protocol == Http);
         if is_http && rng.bool() {
@@ -286,7 +294,8 @@ fn export(rng: &mut Rng, peers: &[Peer], inbound: Inbound) -> Vec<&'static str> 
     }
 }
 
-fn entries(rng: &mut Rng, peers: &[Peer], most: usize) -> Vec<Entry> {
+fn entries(rng: &mut Rng, (peers, hosts): (&[Peer], &[&'static str]), most: usize) -> Vec<Entry> {
+    let called = [hosts, SNI].concat();
     let names: Vec<_> = peers.iter().map(|peer| peer.name).collect();
     (0..rng.usize(most / 3..=most))
         .map(|_| {
@@ -308,6 +317,10 @@ fn entries(rng: &mut Rng, peers: &[Peer], most: usize) -> Vec<Entry> {
                 }
                 if rng.u8(..7) == 0 {
                     entry.sources = Some(some(rng, NETS, 3));
+                    fields += 1;
+                }
+                if rng.u8(..12) == 0 {
+                    entry.sni = Some(some(rng, &called, 3));
                     fields += 1;
                 }
                 if rng.u8(..6) == 0 {

@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fixture::{id, ids, names, nets, peer, service, snapshot};
-use crate::snapshot::{Inbound, PathPattern, Protocol};
+use crate::names::HostPattern;
+use crate::snapshot::{Inbound, PathPattern, Protocol, SniPattern};
 
 const GATEWAY: &str = "spiffe://west.example/zeugma/gateway";
 const CART: &str = "spiffe://west.example/ns/shop/sa/cart";
@@ -84,6 +85,7 @@ struct Ask<'a> {
     listener: &'a str,
     source: &'a str,
     evidence: Evidence<'a>,
+    sni: Option<&'a str>,
     method: Option<&'a str>,
     path: Option<&'a str>,
 }
@@ -93,6 +95,7 @@ fn mesh(evidence: Evidence<'_>) -> Ask<'_> {
         listener: "mesh",
         source: "203.0.113.7",
         evidence,
+        sni: Some("one.a"),
         method: Some("GET"),
         path: Some("/v1/x"),
     }
@@ -103,6 +106,7 @@ fn apps<'a>() -> Ask<'a> {
         listener: "apps",
         source: "10.1.2.3",
         evidence: Evidence::Network,
+        sni: None,
         method: Some("GET"),
         path: Some("/v1/x"),
     }
@@ -113,6 +117,7 @@ fn ask(world: &Snapshot, ask: &Ask<'_>) -> Verdict {
         listener: world.listener(ask.listener).unwrap(),
         source: ask.source.parse().unwrap(),
         evidence: ask.evidence,
+        sni: ask.sni,
         method: ask.method,
         path: ask.path,
         headers: None,
@@ -221,6 +226,87 @@ fn every_field_of_a_rule_must_match() {
         source: "10.1.2.3",
         ..mesh(Evidence::Verified(&cart))
     }));
+}
+
+fn called(names: &[&str]) -> Rule {
+    let pattern = |name: &&str| SniPattern::Host(HostPattern::parse(name).unwrap());
+    Rule {
+        sni: names.iter().map(pattern).collect(),
+        ..Rule::default()
+    }
+}
+
+#[test]
+fn a_rule_by_server_name_is_for_tls_that_named_it() {
+    let cart = id(CART);
+    let asks = |world: &Snapshot, sni| {
+        let evidence = Evidence::Verified(&cart);
+        let caller = Ask {
+            sni,
+            ..mesh(evidence)
+        };
+        reason(ask(world, &caller))
+    };
+    let allowed = world(vec![called(&["one.a", "*.two.a"])], vec![]);
+    let denied = world(vec![any()], vec![called(&["one.a", "*.two.a"])]);
+    for sni in ["one.a", "One.A.", "outbound_.80_._.one.a", "x.y.two.a"] {
+        assert_eq!(asks(&allowed, Some(sni)), None, "{sni}");
+        assert_eq!(asks(&denied, Some(sni)), Some(Reason::Denied), "{sni}");
+    }
+    for sni in [None, Some("two.a"), Some("xone.a")] {
+        assert_eq!(asks(&allowed, sni), Some(Reason::NotAllowed), "{sni:?}");
+        assert_eq!(asks(&denied, sni), None, "{sni:?}");
+    }
+    // As of an unnamed one, the rule that comes nearest is told.
+    let verdict = ask(&allowed, &apps());
+    let Verdict::Deny { nearest, .. } = verdict else {
+        panic!("{verdict:?}");
+    };
+    let fields = mismatches(
+        &allowed,
+        ServiceIx(0),
+        nearest.unwrap(),
+        &Asking {
+            listener: allowed.listener("apps").unwrap(),
+            source: "10.1.2.3".parse().unwrap(),
+            evidence: Evidence::Network,
+            sni: None,
+            method: None,
+            path: None,
+            headers: None,
+        },
+    );
+    assert_eq!(fields, [RuleField::Sni]);
+}
+
+#[test]
+fn a_session_is_let_in_and_denied_by_the_name_it_asked_for() {
+    let cart = id(CART);
+    let of = |world: &Snapshot, sni| {
+        let asking = Asking {
+            listener: world.listener("mesh").unwrap(),
+            source: "203.0.113.7".parse().unwrap(),
+            evidence: Evidence::Verified(&cart),
+            sni: Some(sni),
+            method: None,
+            path: None,
+            headers: None,
+        };
+        reason(authorize_session(world, ServiceIx(0), &asking))
+    };
+    let gets = |rule: Rule| Rule {
+        methods: names(&["GET"]),
+        ..rule
+    };
+    let allowed = world(vec![gets(called(&["one.a"]))], vec![]);
+    assert_eq!(of(&allowed, "one.a"), None);
+    assert_eq!(of(&allowed, "two.a"), Some(Reason::NotAllowed));
+    let denied = world(vec![any()], vec![called(&["one.a"])]);
+    assert_eq!(of(&denied, "one.a"), Some(Reason::Denied));
+    assert_eq!(of(&denied, "two.a"), None);
+    // It denies some requests, and not the session.
+    let some = world(vec![any()], vec![gets(called(&["one.a"]))]);
+    assert_eq!(of(&some, "one.a"), None);
 }
 
 #[test]
@@ -482,6 +568,7 @@ struct Plan {
     via: bool,
     listeners: Vec<&'static str>,
     sources: Vec<&'static str>,
+    sni: Vec<&'static str>,
     methods: Vec<&'static str>,
     below: bool,
 }
@@ -497,6 +584,9 @@ impl Plan {
             via: if self.via { vec![PeerIx(0)] } else { vec![] },
             listeners: names(&self.listeners),
             sources: nets(&self.sources),
+            sni: (self.sni.iter())
+                .map(|name| SniPattern::Host(HostPattern::parse(name).unwrap()))
+                .collect(),
             methods: names(&self.methods),
             paths: if self.below {
                 vec![PathPattern::Below("/v1/".into())]
@@ -522,6 +612,17 @@ impl Plan {
         if !self.sources.is_empty() {
             holds &= self.sources.contains(&"10.0.0.0/8") && caller.source.starts_with("10.");
         }
+        if !self.sni.is_empty() {
+            holds &= caller.sni.is_some_and(|sni| {
+                let mut sni = sni.to_ascii_lowercase();
+                sni.truncate(sni.trim_end_matches('.').len());
+                let host = sni.strip_prefix("outbound_.80_._.").unwrap_or(&sni);
+                self.sni.iter().any(|of| match of.strip_prefix('*') {
+                    Some(end) => host.ends_with(end),
+                    None => host == *of,
+                })
+            });
+        }
         if !self.methods.is_empty() {
             holds &= caller
                 .method
@@ -540,17 +641,21 @@ fn plans() -> impl Strategy<Value = Vec<Plan>> {
         prop::bool::weighted(0.3),
         prop::sample::subsequence(vec!["mesh", "apps"], 0..=1),
         prop::sample::subsequence(vec!["10.0.0.0/8", "192.0.2.0/24"], 0..=2),
+        prop::sample::subsequence(vec!["one.a", "two.a", "*.a", "*.one.a"], 0..=2),
         prop::sample::subsequence(vec!["GET", "POST"], 0..=1),
         prop::bool::weighted(0.3),
     )
-        .prop_map(|(from, via, listeners, sources, methods, below)| Plan {
-            from,
-            via,
-            listeners,
-            sources,
-            methods,
-            below,
-        });
+        .prop_map(
+            |(from, via, listeners, sources, sni, methods, below)| Plan {
+                from,
+                via,
+                listeners,
+                sources,
+                sni,
+                methods,
+                below,
+            },
+        );
     prop::collection::vec(plan, 0..4)
 }
 
@@ -563,6 +668,9 @@ proptest! {
         (by, claimed, kind) in (0usize..4, 0usize..4, 0u8..3),
         listener in prop::sample::select(vec!["mesh", "apps"]),
         source in prop::sample::select(vec!["10.1.1.1", "203.0.113.7"]),
+        sni in prop::sample::select(vec![
+            None, Some("one.a"), Some("ONE.a."), Some("outbound_.80_._.one.a"), Some("b.one.a"), Some("a"),
+        ]),
         method in prop::sample::select(vec![None, Some("GET"), Some("POST"), Some("PUT")]),
         path in prop::sample::select(vec![None, Some("/v1/x"), Some("/v2/x")]),
     ) {
@@ -575,7 +683,7 @@ proptest! {
             1 => Evidence::Verified(&by_id),
             _ => evidence(&world, source_ip, &by_id, Some(&claimed_id)),
         };
-        let caller = Ask { listener, source, evidence: shown, method, path };
+        let caller = Ask { listener, source, evidence: shown, sni, method, path };
 
         let asserted = kind == 2 && IDS[by] == GATEWAY && IDS[claimed].contains("west.example");
         let own: &[&str] = if kind == 0 { &[] } else { &[IDS[by]] };

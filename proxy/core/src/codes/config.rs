@@ -200,7 +200,7 @@ pub(super) const RESOURCES: &[Entry] = &[
         "ZG0504",
         "a stream of xDS is ended for what it asked",
         &[Log],
-        "A client of `zeugma xds serve` reached a limit, or asked a service for a type that it does not serve.",
+        "A client of `zeugma xds serve` reached a limit, asked a service for a type that it does not serve, or took nothing of an answer for 30 s, which ends its connection.",
         "See which limit the line names: a client asks for too much, there are more of them than one server is for, or one opens streams and leaves them.",
     ),
     entry(
@@ -286,5 +286,12 @@ pub(super) const RESOURCES: &[Entry] = &[
         &[Log, Finding],
         "The control plane has given no configuration, and none was kept in `stateDir`. The gateway accepts nothing and is not ready.",
         "See that the control plane answers (ZG0522) and has a MeshGateway of this gateway's name.",
+    ),
+    entry(
+        "ZG0527",
+        "what another control plane gave serves",
+        &[Log, Finding],
+        "At its start the gateway took the configuration that it had kept in `stateDir`, and none of `controlPlane.addresses` gave that: the gateway was pointed to another control plane since. It serves until one of these says something else, for without it nothing would.",
+        "Nothing, if one of `controlPlane.addresses` answers soon. Where what is kept must not serve, stop the gateway and remove `control-plane` from its folder in `stateDir`.",
     ),
 ];

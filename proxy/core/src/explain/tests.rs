@@ -211,6 +211,7 @@ fn as_the_gateway(world: &World, question: &Question, draw: u64) -> Result<Vec<A
         route_plaintext(listener)
     };
     let is_http = |ix| snapshot.service(ix).protocol == Protocol::Http;
+    let is_plain = matches!(routed, Routed::Plain(_) | Routed::PlainHttp);
     let (ix, evidence, is_request) = match routed {
         Routed::Refuse(reason) => return Err(reason),
         Routed::Reports => panic!("no question is about reports"),
@@ -237,6 +238,7 @@ fn as_the_gateway(world: &World, question: &Question, draw: u64) -> Result<Vec<A
         listener,
         source,
         evidence,
+        sni: hello.sni.as_deref().filter(|_| !is_plain),
         method: is_request.then_some(&*question.method),
         path: is_request.then_some(&*question.path),
         headers: is_request.then_some(Headers::NONE),

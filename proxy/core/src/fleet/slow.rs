@@ -11,7 +11,8 @@ use crate::slow::{Took, Typical};
 use crate::snapshot::{EndpointKey, Slow};
 use crate::time::Time;
 
-use super::{EndpointState, Fleet, Home};
+use super::Fleet;
+use super::endpoint::{EndpointState, Home};
 
 /// How often a level is judged: to look at all its endpoints for each answer would cost the more the
 /// larger it is.

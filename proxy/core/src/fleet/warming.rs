@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::snapshot::EndpointKey;
+use crate::snapshot::{Cluster, Endpoint, EndpointKey, Snapshot};
 use crate::time::Time;
+
+use super::endpoint::Home;
+use super::{Fleet, cluster_route};
 
 /// What an endpoint is given of its weight at the least (Envoy's `min_weight_percent`).
 pub(super) const LEAST: f64 = 0.1;
@@ -93,4 +96,90 @@ impl Warming {
         let next = now + (lasts / STEPS).max(STEP_MIN);
         self.wake = Some(self.wake.map_or(next, |wake| wake.min(next)));
     }
+}
+
+impl Fleet {
+    /// Has these begin with a part of their weight, where their cluster has it so.
+    pub(super) fn start_slowly(&mut self, keys: Vec<EndpointKey>, now: Time) {
+        let endpoints = &self.endpoints;
+        (self.warming).retain(|key| endpoints.get(key).is_some_and(|state| state.home.is_some()));
+        for key in keys {
+            let Some(home) = self.endpoints.get(&key).and_then(|state| state.home) else {
+                continue;
+            };
+            let cluster = self.clusters.get(home.cluster());
+            let lasts = cluster.map(|state| state.cluster.policy.slow_start);
+            if let Some(lasts) = lasts.filter(|lasts| !lasts.is_zero()) {
+                self.warming.start(key, lasts, now);
+                let route = cluster_route(&self.clusters, home);
+                let members = self.routes.get(&route).into_iter().flatten();
+                self.changed.extend(members);
+            }
+        }
+    }
+
+    /// Gives more to those that started slowly.
+    pub(super) fn step_warming(&mut self, now: Time) {
+        let (endpoints, clusters) = (&self.endpoints, &self.clusters);
+        let home = |key: &EndpointKey| endpoints.get(key)?.home;
+        let moved = self.warming.step(now, |key| {
+            let state = clusters.get(home(key)?.cluster())?;
+            Some(state.cluster.policy.slow_start)
+        });
+        for home in moved.iter().filter_map(home) {
+            let route = cluster_route(clusters, home);
+            let members = self.routes.get(&route).into_iter().flatten();
+            self.changed.extend(members);
+        }
+    }
+
+    /// What part of its weight each endpoint of a cluster is given; empty: all of it.
+    pub(super) fn parts(&self, cluster: &Cluster, now: Time) -> Vec<f64> {
+        let lasts = cluster.policy.slow_start;
+        if self.warming.is_empty() || lasts.is_zero() {
+            return Vec::new();
+        }
+        let part = |endpoint: &Endpoint| self.warming.part(&endpoint.key, lasts, now);
+        let parts: Vec<f64> = cluster.endpoints.iter().map(part).collect();
+        if parts.iter().all(|part| *part >= 1.0) {
+            return Vec::new();
+        }
+        parts
+    }
+
+    /// Of these that are new, those of a level that serves: another one in it was there before, and
+    /// is healthy.
+    pub(super) fn of_serving(
+        &self,
+        joined: Vec<(EndpointKey, Home)>,
+        before: &BTreeMap<EndpointKey, Home>,
+        snapshot: &Snapshot,
+    ) -> Vec<EndpointKey> {
+        let serves = |cluster: &Cluster, home: Home| {
+            let members = cluster.levels.get(home.level()).map(|level| &level.members);
+            members.into_iter().flatten().any(|ix| {
+                let key = &cluster.endpoint(*ix).key;
+                let state = self.endpoints.get(key);
+                before.contains_key(key) && state.is_some_and(|state| state.status().is_healthy())
+            })
+        };
+        (joined.into_iter())
+            .filter(|(_, home)| {
+                (snapshot.clusters.get(home.cluster()))
+                    .is_some_and(|cluster| serves(cluster, *home))
+            })
+            .map(|(key, _)| key)
+            .collect()
+    }
+}
+
+/// Whether an endpoint was not there before, and its cluster has endpoints start slowly.
+pub(super) fn is_new_and_slow(
+    key: &EndpointKey,
+    home: Home,
+    before: &BTreeMap<EndpointKey, Home>,
+    snapshot: &Snapshot,
+) -> bool {
+    let cluster = snapshot.clusters.get(home.cluster());
+    cluster.is_some_and(|cluster| !cluster.policy.slow_start.is_zero()) && !before.contains_key(key)
 }

@@ -14,9 +14,12 @@ use zeugma_core::retry::{RequestLeft, Stop, could_hedge, hedged_after, take_hedg
 use zeugma_core::snapshot::{Cluster, Failure};
 use zeugma_core::time::Time;
 
-use super::{Deadlines, Exchange, Failed, Held, Late, STALE_MAX, Tries, TryError, failure_in};
+use super::Exchange;
+use super::attempt::STALE_MAX;
+use super::deadlines::{Deadlines, Late};
+use super::outcome::{Failed, Tries, TryError, failure_in};
 use crate::account::Destination;
-use crate::http::body::{Progress, Source};
+use crate::http::body::{Held, Progress, Source};
 use crate::http::h2_client::StreamCount;
 use crate::http::pool::{Lease, Patience};
 use crate::http::stream::Incoming;

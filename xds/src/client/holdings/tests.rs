@@ -7,7 +7,7 @@ use zeugma_core::snapshot::Snapshot;
 use super::*;
 use crate::compile::Context;
 use crate::model::Model;
-use crate::pb::{self, cluster, endpoint, listener, route};
+use crate::pb::{self, Any, cluster, endpoint, listener, route};
 use crate::state::Versions;
 
 use Kind::{Cluster, Endpoints, Listener, Routes};
@@ -82,7 +82,7 @@ fn put(kind: Kind, name: &str, version: &str, any: &Any) -> (Key, Change) {
     let references = crate::session::client::references(kind, name, any);
     let resource = Resource {
         version: version.into(),
-        body: Arc::new(any.clone()),
+        body: Arc::new(any.clone().into()),
         references: references.unwrap(),
     };
     ((kind, name.into()), Change::Put(resource))
@@ -403,7 +403,7 @@ fn what_waits_beside_endpoints_that_are_to_come_is_refused_once_they_are_there()
         (Endpoints, "orders".into()),
         Change::Put(Resource {
             version: "1".into(),
-            body: Arc::new(wrong),
+            body: Arc::new(wrong.into()),
             references: Arc::default(),
         }),
     );

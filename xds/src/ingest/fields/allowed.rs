@@ -370,6 +370,7 @@ pub(super) const ALLOWED: &[Section] = &[
             ("and_rules", Honoured),
             ("or_rules", Honoured),
             ("header", Honoured),
+            ("requested_server_name", Honoured),
             ("url_path", Honoured),
         ],
     ),
@@ -401,7 +402,11 @@ pub(super) const ALLOWED: &[Section] = &[
     ),
     (
         "envoy.type.matcher.v3.StringMatcher",
-        &[("exact", Honoured), ("prefix", Honoured)],
+        &[
+            ("exact", Honoured),
+            ("prefix", Honoured),
+            ("suffix", Honoured),
+        ],
     ),
     ("envoy.type.matcher.v3.PathMatcher", &[("path", Honoured)]),
     (

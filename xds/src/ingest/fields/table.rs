@@ -318,7 +318,7 @@ pub(super) static STATES: [State; 97] = [
     State { fields: &[
         Field(1, "exact", Marked(Bytes), All),
         Field(2, "prefix", Marked(Bytes), All),
-        Field(3, "suffix", Marked(Bytes), No),
+        Field(3, "suffix", Marked(Bytes), All),
         Field(5, "safe_regex", One, No),
         Field(6, "ignore_case", Plain(Varint), No),
         Field(7, "contains", Marked(Bytes), No),
@@ -921,7 +921,7 @@ pub(super) static STATES: [State; 97] = [
         Field(6, "destination_port", Marked(Varint), No),
         Field(7, "metadata", One, No),
         Field(8, "not_rule", One, No),
-        Field(9, "requested_server_name", One, No),
+        Field(9, "requested_server_name", One, Within(24)),
         Field(10, "url_path", One, Within(81)),
         Field(11, "destination_port_range", One, No),
         Field(12, "matcher", One, No),

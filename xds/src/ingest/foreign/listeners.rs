@@ -49,6 +49,8 @@ pub(super) struct ReadChain {
     /// Where callers may come from; empty: anywhere.
     pub sources: Vec<IpNet>,
     pub tls: Tls,
+    /// Whether what its TLS names is looked at, and before it is told apart.
+    pub has_sni: bool,
     pub filters: Vec<Filter>,
     pub to: ChainTo,
 }
@@ -98,6 +100,7 @@ pub(super) fn read(
     let address = pb::from_socket(listener.address.as_ref());
     let address = address.map_err(|why| at.field("address").why(why))?;
     let mut proxies = Vec::new();
+    let mut is_inspected = false;
     for (nth, filter) in listener.listener_filters.iter().enumerate() {
         let at = at.nth("listener_filters", nth);
         let at = at.field("typed_config");
@@ -108,6 +111,7 @@ pub(super) fn read(
         if pb::unpack::<pb::ProxyProtocol>(any).is_ok() {
             proxies = ANYWHERE.iter().filter_map(|net| net.parse().ok()).collect();
         } else {
+            is_inspected = true;
             at.must(
                 pb::unpack::<pb::TlsInspector>(any).is_ok(),
                 format!(
@@ -139,6 +143,9 @@ pub(super) fn read(
     at.field("filter_chains")
         .must(!chains.is_empty(), "it has none")?;
     unique(&mut chains);
+    for chain in &mut chains {
+        chain.has_sni = is_inspected && chain.tls != Tls::Nothing;
+    }
     Ok(ReadListener {
         socket: Listener {
             name: listener.name.as_str().into(),
@@ -236,6 +243,7 @@ fn read_chain(
         names: matched.names,
         sources: matched.sources,
         tls,
+        has_sni: false,
         filters,
         to,
     })

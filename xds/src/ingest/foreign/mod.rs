@@ -481,6 +481,7 @@ impl Maker<'_, '_, '_> {
 
     fn and(&mut self, passed: &mut Passed, filter: &Filter, of: (Blame<'_>, &str)) -> Option<()> {
         let callers = Callers {
+            has_sni: self.chain.has_sni,
             is_verified: matches!(self.chain.tls, Tls::Ended(_)),
             is_proxied: self.is_proxied,
         };

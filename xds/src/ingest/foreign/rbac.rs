@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use zeugma_core::authorize::path::canonical;
-use zeugma_core::snapshot::{PathPattern, Policy, Rule};
+use zeugma_core::names::{Host, HostPattern};
+use zeugma_core::snapshot::{PathPattern, Policy, Rule, SniPattern};
 
 use super::at::At;
 use super::ids::{id_pattern, meet};
@@ -35,6 +36,8 @@ pub(super) struct Filter {
     only: Vec<Vec<Rule>>,
     /// Where it asks for a verified caller.
     asks_identity: Option<String>,
+    /// Where it asks for the server name of TLS.
+    asks_sni: Option<String>,
     /// Where it asks for the other end of the socket, whatever a PROXY header says.
     asks_socket: Option<String>,
 }
@@ -49,6 +52,8 @@ pub(super) enum Kind {
 /// What is known of the callers that a filter is asked about.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Callers {
+    /// Whether Envoy and we see the same server name of their TLS.
+    pub has_sni: bool,
     pub is_verified: bool,
     pub is_proxied: bool,
 }
@@ -108,6 +113,11 @@ impl Filter {
         if let Some(place) = self.asks_identity.as_ref().filter(|_| !callers.is_verified) {
             return Err(format!(
                 "{place}: it asks for a verified caller, and TLS is not ended here: it could never match"
+            ));
+        }
+        if let Some(place) = self.asks_sni.as_ref().filter(|_| !callers.has_sni) {
+            return Err(format!(
+                "{place}: it asks for a server name, and TLS is not told apart by a TlsInspector and a chain of its own"
             ));
         }
         if let Some(place) = self.asks_socket.as_ref().filter(|_| callers.is_proxied) {
@@ -309,6 +319,16 @@ impl Reader {
                     }]
                 })
             }
+            Some(Permitted::RequestedServerName(name)) => {
+                let at = at.field("requested_server_name");
+                self.filter.asks_sni.get_or_insert_with(|| at.to_string());
+                server_name(name, &at).map(|name| {
+                    vec![Rule {
+                        sni: vec![SniPattern::Text(name)],
+                        ..Rule::default()
+                    }]
+                })
+            }
             _ => at.refuse("a permission of this kind is not supported"),
         }
     }
@@ -326,6 +346,32 @@ fn sources(range: &pb::core::CidrRange, at: &At<'_>) -> Result<Vec<Rule>, String
         sources: vec![pb::from_cidr(range).map_err(|why| at.why(why))?],
         ..Rule::default()
     }])
+}
+
+fn server_name(name: &matcher::StringMatcher, at: &At<'_>) -> Result<HostPattern, String> {
+    use matcher::string_matcher::MatchPattern;
+
+    at.field("ignore_case")
+        .must(!name.ignore_case, "it is not supported")?;
+    let (field, text, pattern): (_, _, fn(Host) -> HostPattern) = match &name.match_pattern {
+        Some(MatchPattern::Exact(text)) => ("exact", text.as_str(), HostPattern::Exact),
+        Some(MatchPattern::Suffix(text)) => match text.strip_prefix('.') {
+            Some(text) => ("suffix", text, HostPattern::Below),
+            None => {
+                return (at.field("suffix"))
+                    .refuse("it must begin with `.`: names are told apart by whole labels");
+            }
+        },
+        _ => return at.refuse("a server name is matched by `exact` or `suffix` alone"),
+    };
+    let at = at.field(field);
+    let host = Host::parse(text).map_err(|error| at.why(error))?;
+    // A deny rule that matches nothing would let through what it names.
+    at.must(
+        host.as_str() == text,
+        format!("no server name is matched by it; `{host}` would be"),
+    )?;
+    Ok(pattern(host))
 }
 
 fn method(header: &pb::route::HeaderMatcher, at: &At<'_>) -> Result<Arc<str>, String> {
@@ -386,6 +432,7 @@ fn names(rules: &[Rule]) -> usize {
         let named = [
             &rule.from.len(),
             &rule.sources.len(),
+            &rule.sni.len(),
             &rule.methods.len(),
             &rule.paths.len(),
         ];
@@ -405,6 +452,7 @@ fn both(a: &Rule, b: &Rule) -> Option<Rule> {
     Some(Rule {
         from: common(&a.from, &b.from, meet)?,
         sources: common(&a.sources, &b.sources, meet_nets)?,
+        sni: common(&a.sni, &b.sni, meet_names)?,
         methods: common(&a.methods, &b.methods, |a, b| {
             a.iter().filter(|one| b.contains(one)).cloned().collect()
         })?,
@@ -430,6 +478,27 @@ fn meet_nets(a: &[IpNet], b: &[IpNet]) -> Vec<IpNet> {
             a.contains(b).then_some(*b)
         };
         both.extend(narrower.filter(|net| !both.contains(net)));
+    }
+    both
+}
+
+fn meet_names(a: &[SniPattern], b: &[SniPattern]) -> Vec<SniPattern> {
+    let is_within = |inner: &HostPattern, outer: &HostPattern| match inner {
+        HostPattern::Exact(host) => outer.matches(host),
+        HostPattern::Below(host) => {
+            matches!(outer, HostPattern::Below(_)) && (inner == outer || outer.matches(host))
+        }
+    };
+    let mut both: Vec<SniPattern> = Vec::new();
+    for (a, b) in a.iter().flat_map(|a| b.iter().map(move |b| (a, b))) {
+        let (SniPattern::Text(x) | SniPattern::Host(x)) = a;
+        let (SniPattern::Text(y) | SniPattern::Host(y)) = b;
+        let narrower = if is_within(x, y) {
+            Some(a)
+        } else {
+            is_within(y, x).then_some(b)
+        };
+        both.extend(narrower.filter(|name| !both.contains(name)).cloned());
     }
     both
 }
@@ -474,15 +543,17 @@ fn join(known: &mut Rule, rule: &Rule) -> Option<()> {
     let differs = [
         known.from != rule.from,
         known.sources != rule.sources,
+        known.sni != rule.sni,
         known.methods != rule.methods,
         known.paths != rule.paths,
     ];
     match differs {
-        [false, false, false, false] => Some(()),
-        [true, false, false, false] => add(&mut known.from, &rule.from),
-        [false, true, false, false] => add(&mut known.sources, &rule.sources),
-        [false, false, true, false] => add(&mut known.methods, &rule.methods),
-        [false, false, false, true] => add(&mut known.paths, &rule.paths),
+        [false, false, false, false, false] => Some(()),
+        [true, false, false, false, false] => add(&mut known.from, &rule.from),
+        [false, true, false, false, false] => add(&mut known.sources, &rule.sources),
+        [false, false, true, false, false] => add(&mut known.sni, &rule.sni),
+        [false, false, false, true, false] => add(&mut known.methods, &rule.methods),
+        [false, false, false, false, true] => add(&mut known.paths, &rule.paths),
         _ => None,
     }
 }

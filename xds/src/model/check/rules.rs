@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 
+use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::ValuePattern;
 
 use super::Checker;
 use super::backends::empty;
 use super::http_rules::{FIELDS_MAX, at_most, header_name, matched_header, one_spelling};
 use crate::error::{Code, Finding};
-use crate::model::scalar::Text;
+use crate::model::scalar::{Sni, Text};
 use crate::model::{Document, InboundSpec, MeshRoute, Model, ProtocolSpec, RoleSpec, RuleSpec};
 use crate::yaml::Placed;
 
 /// One way a connection reaches a route, by the table "What each path does".
 struct Way {
     listener: String,
+    /// Whether TLS comes in on it, which names a host.
+    has_sni: bool,
     /// Whether the caller's identity is known.
     has_identity: bool,
     /// Whether requests are read.
@@ -45,9 +48,10 @@ fn ways(model: &Model, check: &Checker<'_, MeshRoute>) -> Vec<Way> {
     let mut ways = Vec::new();
     for gateway in &model.gateways {
         for (name, listener) in &gateway.spec.listeners {
-            let mut way = |has_identity, has_requests| {
+            let mut way = |has_sni, has_identity, has_requests| {
                 ways.push(Way {
                     listener: name.clone(),
+                    has_sni,
                     has_identity,
                     has_requests,
                 });
@@ -55,18 +59,18 @@ fn ways(model: &Model, check: &Checker<'_, MeshRoute>) -> Vec<Way> {
             match (&listener.route, listener.role) {
                 (Some(Text(reference)), _) => {
                     if reference.id(&gateway.namespace) == route.id() {
-                        way(false, false);
+                        way(false, false, false);
                     }
                 }
                 (None, RoleSpec::Mesh) => {
                     if !route.spec.export.to.is_empty() {
-                        way(is_terminated, is_terminated && is_http);
+                        way(true, is_terminated, is_terminated && is_http);
                     }
                 }
                 (None, RoleSpec::Workloads) => {
-                    way(is_terminated, is_terminated && is_http);
+                    way(true, is_terminated, is_terminated && is_http);
                     if is_http {
-                        way(false, true);
+                        way(false, false, true);
                     }
                 }
             }
@@ -115,6 +119,7 @@ fn references(
         ("via", rule.via.as_ref().map(Vec::len)),
         ("listeners", rule.listeners.as_ref().map(Vec::len)),
         ("sources", rule.sources.as_ref().map(Vec::len)),
+        ("sni", rule.sni.as_ref().map(Vec::len)),
         ("methods", rule.methods.as_ref().map(Vec::len)),
         ("paths", rule.paths.as_ref().map(Vec::len)),
         ("headers", rule.headers.as_ref().map(BTreeMap::len)),
@@ -129,18 +134,65 @@ fn references(
             Code::Unsafe,
             path,
             "an entry without fields would match everyone".to_owned(),
-            "say whom: `from`, `via`, `listeners`, `sources`, `methods`, `paths` or `headers`",
+            "say whom: `from`, `via`, `listeners`, `sources`, `sni`, `methods`, `paths` or `headers`",
         );
     }
     if let Some(headers) = &rule.headers {
         asked_headers(check, headers, &format!("{path}.headers"));
     }
+    asked_for(model, check, rule, path);
     let via = rule.via.iter().flatten();
     let peers = via.filter_map(|name| model.peer(&name.0.0));
     check.beside(peers.map(Document::nth), |check| {
         attested(model, check, rule, path);
     });
     is_known
+}
+
+/// Whether each host of `sni` is one by which somebody comes here: of this route, or for `deny` of one
+/// whose split leads here.
+fn asked_for(model: &Model, check: &mut Checker<'_, MeshRoute>, rule: &RuleSpec, path: &str) {
+    let route = check.document;
+    if rule.sni.is_none() || check.is_inherited(path) {
+        return;
+    }
+    let is_denial = path.starts_with("spec.deny");
+    let id = route.id();
+    let leads_here = |other: &Document<MeshRoute>| {
+        let parts = (other.spec.rules.iter()).flat_map(|rule| rule.value.split.iter().flatten());
+        let mut routes = parts.filter_map(|part| part.route.as_ref());
+        routes.any(|Text(to)| to.id(&other.namespace) == id)
+    };
+    let mut hosts = route.hosts();
+    let others = (model.routes.iter()).filter(|other| is_denial && leads_here(other));
+    hosts.extend(others.flat_map(|other| other.hosts()));
+    for (at, Text(Sni(named))) in rule.sni.iter().flatten().enumerate() {
+        if hosts.iter().any(|host| meets(host, named)) {
+            continue;
+        }
+        let finding = Finding::error(
+            Code::NoEffect,
+            format!("this name has no effect: nobody comes to this route by `{named}`"),
+        )
+        .help("write one of its `hosts`, or remove it")
+        .at(route.at(&format!("{path}.sni[{at}]")));
+        // What is not allowed stays out; what is not denied may come in.
+        check.push(if is_denial {
+            finding
+        } else {
+            finding.warning()
+        });
+    }
+}
+
+/// Whether there is a host that both name.
+fn meets(one: &HostPattern, other: &HostPattern) -> bool {
+    match (one, other) {
+        (HostPattern::Exact(host), of) | (of, HostPattern::Exact(host)) => of.matches(host),
+        (HostPattern::Below(a), HostPattern::Below(b)) => {
+            a == b || one.matches(b) || other.matches(a)
+        }
+    }
 }
 
 fn asked_headers(
@@ -246,9 +298,11 @@ fn can_match(check: &mut Checker<'_, MeshRoute>, ways: &[Way], rule: &RuleSpec, 
                 .is_none_or(|names| names.iter().any(|name| name.0.0 == way.listener))
         })
         .collect();
-    let is_possible = here
-        .iter()
-        .any(|way| (way.has_identity || !needs_identity) && (way.has_requests || !needs_requests));
+    let is_possible = here.iter().any(|way| {
+        (way.has_identity || !needs_identity)
+            && (way.has_requests || !needs_requests)
+            && (way.has_sni || rule.sni.is_none())
+    });
     if is_possible {
         return;
     }
@@ -285,6 +339,12 @@ fn can_match(check: &mut Checker<'_, MeshRoute>, ways: &[Way], rule: &RuleSpec, 
             )
         };
         check.no_effect(&format!("{path}.{field}"), why, help);
+    } else if rule.sni.is_some() && !here.iter().any(|way| way.has_sni) {
+        check.no_effect(
+            &format!("{path}.sni"),
+            "there is no TLS on a one-route listener, which would name a host",
+            "write `sources` or `listeners` here",
+        );
     } else {
         let field = if rule.methods.is_some() {
             "methods"

@@ -125,33 +125,63 @@ async fn p48_what_each_node_was_sent_and_took_is_told() {
     );
 }
 
-/// Asks, and takes nothing of the answer.
-async fn ask_and_take_nothing(served: &Served, streams: usize) -> ByHand {
-    let tcp = TcpStream::connect(served.address).await.unwrap();
-    let handshake = h2::client::Builder::new()
-        .initial_window_size(0)
-        .handshake(tcp);
-    let (mut send, connection) = handshake.await.unwrap();
-    drop(tokio::spawn(connection));
-    for _ in 0..streams {
-        let path = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
-        let request = Request::post(format!("http://x{path}")).body(()).unwrap();
-        let (response, mut body) = send.send_request(request, false).unwrap();
-        body.send_data(bytes::Bytes::from_static(b"\0\0\0\0\0"), true)
-            .unwrap();
-        drop(tokio::spawn(async move {
-            let body = response.await;
-            std::future::pending::<()>().await;
-            drop(body);
-        }));
-    }
-    send
+const FETCH: &str = "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
+const REPORT: &str = "envoy.service.load_stats.v3.LoadReportingService/StreamLoadStats";
+
+const DELTA: &str =
+    "envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+
+/// One that takes nothing of any answer.
+struct Silent {
+    send: ByHand,
+    connection: tokio::task::JoinHandle<Result<(), h2::Error>>,
+    answers: Vec<Response<h2::RecvStream>>,
 }
 
-#[tokio::test]
-async fn who_takes_no_answer_has_one_made_and_no_more() {
-    let served = Served::local().await;
-    // What fits a frame is no matter: each has refused something, and said much about it.
+impl Silent {
+    async fn connect(served: &Served, from: &str) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        let tcp = socket.connect(served.address).await.unwrap();
+        let handshake = h2::client::Builder::new()
+            .initial_window_size(0)
+            .handshake(tcp);
+        let (send, connection) = handshake.await.unwrap();
+        Self {
+            send,
+            connection: tokio::spawn(connection),
+            answers: Vec::new(),
+        }
+    }
+
+    /// Sends this message alone; that an answer begins needs no leave.
+    async fn ask(&mut self, call: &str, message: &impl prost::Message) {
+        let request = Request::post(format!("http://x/{call}")).body(()).unwrap();
+        let (response, mut body) = self.send.send_request(request, false).unwrap();
+        let message = message.encode_to_vec();
+        let mut framed = vec![0];
+        framed.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+        framed.extend(message);
+        body.send_data(framed.into(), true).unwrap();
+        let answer = timeout(PATIENCE, response).await.unwrap();
+        self.answers.push(answer.unwrap());
+    }
+
+    async fn ends(self) {
+        let ended = timeout(PATIENCE, self.connection).await;
+        drop(ended.expect("its connection goes on"));
+    }
+}
+
+/// So much later, of which nobody but the clock knows.
+async fn later(by: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(by).await;
+    tokio::time::resume();
+}
+
+/// Nodes of which more is told than fits a frame: each has refused something, and said much about it.
+async fn who_say_much(served: &Served) -> Vec<Delta> {
     let mut refusing = Vec::new();
     for nth in 0..5 {
         let mut client = served.delta(node(&format!("east-gw/{nth}"))).await;
@@ -164,12 +194,71 @@ async fn who_takes_no_answer_has_one_made_and_no_more() {
         client.next().await.unwrap();
         refusing.push(client);
     }
+    refusing
+}
+
+#[tokio::test]
+async fn who_takes_no_answer_is_left_and_others_are_answered() {
+    let served = Served::local().await;
+    let _told_of = Box::pin(who_say_much(&served)).await;
+    let free = || served.server.shared.answers.available_permits();
+    let mut silent = Vec::new();
+    for nth in 1..=status::ANSWERS_MAX {
+        let mut one = Silent::connect(&served, &format!("127.0.0.{nth}")).await;
+        one.ask(FETCH, &ClientStatusRequest::default()).await;
+        silent.push(one);
+    }
+    until("all are answered", || free() == 0).await;
+    later(crate::server::PATIENCE).await;
+    for one in silent {
+        one.ends().await;
+    }
+    let mut client = status(&served).await;
+    let answer = client.fetch_client_status(ClientStatusRequest::default());
+    assert!(timeout(PATIENCE, answer).await.unwrap().is_ok());
+    until("no answer is kept", || free() == status::ANSWERS_MAX).await;
+}
+
+#[tokio::test]
+async fn who_does_not_take_how_a_stream_ended_is_left() {
+    let served = Served::local().await;
+    for is_load in [true, false] {
+        let mut silent = Silent::connect(&served, "127.0.0.1").await;
+        if is_load {
+            let first = LoadStatsRequest {
+                node: Some(node("east-gw")),
+                ..Default::default()
+            };
+            silent.ask(REPORT, &first).await;
+        } else {
+            let first = DeltaDiscoveryRequest {
+                node: Some(node("east-gw")),
+                type_url: Kind::Cluster.type_url(),
+                ..Default::default()
+            };
+            silent.ask(DELTA, &first).await;
+        }
+        until("its streams ended", || served.server.streams() == 0).await;
+        assert!(!silent.connection.is_finished());
+        later(crate::server::PATIENCE).await;
+        silent.ends().await;
+    }
+}
+
+#[tokio::test]
+async fn who_takes_no_answer_has_one_made_and_no_more() {
+    let served = Served::local().await;
+    let _told_of = Box::pin(who_say_much(&served)).await;
     let free = || served.server.shared.answers.available_permits();
     let all = free();
     let mut silent = Vec::new();
     // More than one connection may have at once, all of one caller.
     for nth in 1..=3 {
-        silent.push(ask_and_take_nothing(&served, 20).await);
+        let mut one = Silent::connect(&served, "127.0.0.1").await;
+        for _ in 0..20 {
+            one.ask(FETCH, &ClientStatusRequest::default()).await;
+        }
+        silent.push(one);
         until("they came", || served.server.streams() == 5 + 20 * nth).await;
     }
     until("one is answered", || free() < all).await;

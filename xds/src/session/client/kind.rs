@@ -7,9 +7,11 @@ use std::sync::Arc;
 use zeugma_core::time::Time;
 
 use super::super::Kind;
+use super::entry::{Entry, Next, Slot, resource_of};
 use super::noted::{Noted, Referred, Tally};
-use super::{Change, Fault, Limits, Name, Notice, Refusal, Resource, read};
-use crate::pb::{self, Status, discovery};
+use super::{Change, Fault, Limits, Name, Notice, References, Refusal, Resource, read};
+use crate::body::{Body, Pattern};
+use crate::pb::{self, Any, Status, discovery};
 
 /// The most faults that a server is told of at once, and the most that it is told of each, in characters.
 const FAULTS_TOLD: usize = 20;
@@ -34,155 +36,13 @@ pub(super) struct Pending {
     pub(super) faults: Vec<Fault>,
 }
 
-/// What is to become of a resource.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Next {
-    Put(Resource),
-    /// Its server has none.
-    Removed,
-    /// Its time to live is over.
-    Expired,
-    /// Nobody refers to it any more.
-    Unwanted,
-    Missing,
-    /// What was refused came by a stream that has ended.
-    Withdrawn,
-}
-
-#[derive(Debug, Default)]
-struct Entry {
-    held: Option<Resource>,
-    /// Handed on, and not judged yet.
-    applying: Option<Next>,
-    /// Newer.
-    next: Option<Next>,
-    /// It was refused, and may serve when what it refers to is there.
-    aside: Option<Resource>,
-    /// That it goes was refused; it may go when there is something else.
-    is_staying: bool,
-    /// Why what was handed on last was refused.
-    refused: Option<String>,
-    /// The server says that there is none, or did not say anything in time.
-    is_absent: bool,
-    missing_at: Option<Time>,
-    expires_at: Option<Time>,
-    /// As it was when it was counted last.
-    noted: Noted,
-}
-
-impl Entry {
-    /// What is to be counted of it.
-    fn to_note(&self, is_wanted: bool) -> Noted {
-        let bytes = self.resources().map(|one| one.body.value.len());
-        let refers = self.resources().map(|one| &one.references);
-        Noted {
-            is_there: self.resources().next().is_some(),
-            bytes: bytes.sum(),
-            has_next: self.next.is_some(),
-            is_unknown: is_wanted && self.is_unknown(),
-            due: [self.missing_at, self.expires_at]
-                .into_iter()
-                .flatten()
-                .min(),
-            refers: refers.filter(|all| !all.is_empty()).cloned().collect(),
-        }
-    }
-
-    /// All that it may come to be.
-    fn resources(&self) -> impl Iterator<Item = &Resource> {
-        [
-            self.held.as_ref(),
-            resource_of(self.applying.as_ref()),
-            resource_of(self.next.as_ref()),
-            self.aside.as_ref(),
-        ]
-        .into_iter()
-        .flatten()
-    }
-
-    /// The newest, unless it is on its way out.
-    fn newest(&self) -> Option<&Resource> {
-        match (&self.next, &self.applying) {
-            (Some(Next::Withdrawn), _) | (None, Some(Next::Withdrawn) | None) => self.held.as_ref(),
-            (Some(next), _) | (None, Some(next)) => resource_of(Some(next)),
-        }
-    }
-
-    fn newest_mut(&mut self) -> Option<&mut Resource> {
-        match (&mut self.next, &mut self.applying) {
-            (Some(Next::Put(resource)), _) | (None, Some(Next::Put(resource))) => Some(resource),
-            (Some(Next::Withdrawn), _) | (None, Some(Next::Withdrawn) | None) => self.held.as_mut(),
-            (Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing), _)
-            | (None, Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing)) => None,
-        }
-    }
-
-    /// What its server said last counts no more, if it was not handed on yet.
-    fn forget_unjudged(&mut self) {
-        if matches!(self.next, Some(Next::Put(_) | Next::Removed)) {
-            self.next = None;
-        }
-    }
-
-    /// It was refused; where the stream that it came by is over, it counts no more.
-    fn set_aside(&mut self, resource: Resource, is_over: bool) {
-        self.aside = Some(resource);
-        self.is_staying = false;
-        if is_over && self.next.is_none() {
-            self.next = Some(Next::Withdrawn);
-        }
-    }
-
-    /// The same of its going.
-    fn stay(&mut self, is_over: bool) {
-        self.is_staying = true;
-        if is_over && self.next.is_none() {
-            self.next = Some(Next::Withdrawn);
-        }
-    }
-
-    /// Whether something of it was refused that may come to be.
-    const fn is_open(&self) -> bool {
-        self.aside.is_some() || self.is_staying
-    }
-
-    /// Nothing is aside any more.
-    fn forget_withdrawal(&mut self) {
-        if self.next == Some(Next::Withdrawn) {
-            self.next = None;
-        }
-    }
-
-    /// Something of it was refused: what serves is what is held.
-    fn hold_good(&mut self, Refusal { why, good }: Refusal) {
-        self.refused = Some(why);
-        let body = |of: &Option<Resource>| of.as_ref().map(|of| Arc::clone(&of.body));
-        // Equal bytes may have come under a newer version since (P36).
-        if body(&self.held) != body(&good) {
-            self.is_absent &= good.is_none();
-            self.held = good;
-        }
-    }
-
-    /// Whether nothing is known of it.
-    fn is_unknown(&self) -> bool {
-        self.newest().is_none() && !self.is_absent && self.next.is_none() && self.applying.is_none()
-    }
-}
-
-fn resource_of(next: Option<&Next>) -> Option<&Resource> {
-    match next {
-        Some(Next::Put(resource)) => Some(resource),
-        Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing | Next::Withdrawn)
-        | None => None,
-    }
-}
-
 /// What a session has and asks for of one kind.
 #[derive(Debug)]
 pub(super) struct OfKind {
     is_wildcard: bool,
-    entries: BTreeMap<Name, Entry>,
+    entries: BTreeMap<Name, Slot>,
+    /// What those that came last were packed by.
+    pattern: Pattern,
     /// Those that may be otherwise than they were counted.
     touched: BTreeSet<Name>,
     /// How those were counted that are no more.
@@ -220,6 +80,7 @@ impl OfKind {
         Self {
             is_wildcard: kind.is_wildcard(),
             entries: BTreeMap::new(),
+            pattern: Pattern::default(),
             touched: BTreeSet::new(),
             ended: Vec::new(),
             tally: Tally::default(),
@@ -246,7 +107,8 @@ impl OfKind {
         if !self.is_wildcard {
             self.loose.insert(Arc::clone(&name));
         }
-        self.entries.entry(name).or_default().held = Some(resource);
+        self.pattern = resource.body.pattern().clone();
+        self.entries.entry(name).or_default().entry().held = Some(resource);
     }
 
     fn touch(&mut self, name: &Name) {
@@ -255,9 +117,9 @@ impl OfKind {
 
     /// One that is counted anew.
     fn entry_mut(&mut self, name: &Name) -> Option<&mut Entry> {
-        let entry = self.entries.get_mut(name)?;
+        let slot = self.entries.get_mut(name)?;
         self.touched.insert(Arc::clone(name));
-        Some(entry)
+        Some(slot.entry())
     }
 
     /// Counts anew what was touched.
@@ -267,19 +129,29 @@ impl OfKind {
             self.tally.change(&name, &was, &nothing);
             referred.change(&was.refers, &nothing.refers);
         }
-        for name in std::mem::take(&mut self.touched) {
-            let Some(entry) = self.entries.get_mut(&name) else {
+        let touched = std::mem::take(&mut self.touched);
+        let is_much = touched.len() > self.entries.len() / 2;
+        for name in touched {
+            let Some(slot) = self.entries.get_mut(&name) else {
                 continue;
             };
+            let entry = slot.entry();
             let is = entry.to_note(self.wanted.contains(&name));
             self.tally.change(&name, &entry.noted, &is);
             referred.change(&entry.noted.refers, &is.refers);
             entry.noted = is;
+            slot.settle();
+        }
+        if is_much {
+            // Names that come one by one in their order fill the nodes of a tree by half.
+            self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+            self.wanted = std::mem::take(&mut self.wanted).into_iter().collect();
+            referred.compact();
         }
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = (&Name, &Resource)> {
-        (self.entries.iter()).filter_map(|(name, entry)| Some((name, entry.held.as_ref()?)))
+        (self.entries.iter()).filter_map(|(name, slot)| Some((name, slot.held()?)))
     }
 
     pub(super) fn begin_stream(&mut self) {
@@ -300,15 +172,20 @@ impl OfKind {
         self.nonce.clear();
         self.pending.clear();
         self.known_at = None;
-        for entry in self.entries.values_mut() {
+        let mut names = Vec::new();
+        for (name, slot) in &mut self.entries {
+            // What rests is not of a stream.
+            let Slot::Moves(entry) = slot else {
+                continue;
+            };
             entry.missing_at = None;
             entry.forget_unjudged();
             let is_on_its_way = entry.applying == Some(Next::Withdrawn);
             if entry.is_open() && entry.next.is_none() && !is_on_its_way {
                 entry.next = Some(Next::Withdrawn);
             }
+            names.push(Arc::clone(name));
         }
-        let names: Vec<Name> = self.entries.keys().cloned().collect();
         for name in names {
             self.touch(&name);
             self.forget(&name);
@@ -317,7 +194,7 @@ impl OfKind {
 
     /// Whether something that came by the stream before is not known to be held or not.
     pub(super) fn is_unsettled(&self) -> bool {
-        let mut all = self.entries.values();
+        let mut all = self.entries.values().filter_map(Slot::moving);
         all.any(|entry| entry.applying.is_some() || entry.next == Some(Next::Withdrawn))
     }
 
@@ -531,12 +408,13 @@ impl OfKind {
 
     /// Forgets one of which there is nothing to know, unless it is a name that is asked for.
     fn forget(&mut self, name: &Name) {
-        let is_empty = (self.entries.get(name)).is_some_and(|entry| {
+        let entry = self.entries.get(name).and_then(Slot::moving);
+        let is_empty = entry.is_some_and(|entry| {
             entry.resources().next().is_none() && entry.next.is_none() && entry.applying.is_none()
         });
         if is_empty
             && !self.wanted.contains(name)
-            && let Some(entry) = self.entries.remove(name)
+            && let Some(Slot::Moves(entry)) = self.entries.remove(name)
         {
             self.ended.push((Arc::clone(name), entry.noted));
         }
@@ -546,7 +424,7 @@ impl OfKind {
     pub(super) fn want(&mut self, name: Name) {
         self.is_all_asked = false;
         self.touch(&name);
-        let entry = self.entries.entry(Arc::clone(&name)).or_default();
+        let entry = (self.entries.entry(Arc::clone(&name)).or_default()).entry();
         if entry.next == Some(Next::Unwanted) {
             let is_over = self.asked.is_none() && entry.is_open();
             entry.next = is_over.then_some(Next::Withdrawn);
@@ -630,7 +508,7 @@ impl OfKind {
 
     pub(super) fn note_asked(&mut self) {
         if self.asked.is_none() || !self.is_all_asked {
-            self.asked = Some(self.wanted.clone());
+            self.asked = Some(self.wanted.iter().cloned().collect());
             self.is_all_asked = true;
         }
     }
@@ -674,8 +552,8 @@ impl OfKind {
     pub(super) fn faults(&self, pending: &Pending) -> Vec<Fault> {
         let mut faults = pending.faults.clone();
         for name in &pending.names {
-            let refused = self.entries.get(name).and_then(|one| one.refused.as_ref());
-            if let Some(why) = refused {
+            let entry = self.entries.get(name).and_then(Slot::moving);
+            if let Some(why) = entry.and_then(|entry| entry.refused.as_ref()) {
                 faults.push(Fault {
                     name: Arc::clone(name),
                     why: why.clone(),
@@ -722,8 +600,11 @@ impl OfKind {
         // It is quadratic.
         if cfg!(debug_assertions) && self.entries.len() < 100 {
             let mut tally = Tally::default();
-            for (name, entry) in &self.entries {
-                let is = entry.to_note(self.wanted.contains(name));
+            for (name, slot) in &self.entries {
+                let is = match slot {
+                    Slot::Rests(resource) => Entry::resting(resource.clone()).noted,
+                    Slot::Moves(entry) => entry.to_note(self.wanted.contains(name)),
+                };
                 tally.change(name, &Noted::default(), &is);
             }
             debug_assert_eq!(self.tally, tally, "all is counted");
@@ -740,10 +621,11 @@ impl OfKind {
                 self.is_wildcard || loose.all(|name| self.loose.contains(name)),
                 "what nobody wants is loose"
             );
-            for (name, entry) in &self.entries {
+            for (name, slot) in &self.entries {
+                let entry = slot.moving();
                 let is_under_way = under_way.iter().any(|(of, one)| *of == kind && one == name);
                 debug_assert_eq!(
-                    entry.applying.is_some(),
+                    entry.is_some_and(|entry| entry.applying.is_some()),
                     is_under_way,
                     "what is handed on is known: {name}"
                 );
@@ -752,13 +634,20 @@ impl OfKind {
                     self.is_wildcard
                         || self.wanted.contains(name)
                         || asked.is_some_and(|asked| asked.contains(name))
-                        || entry.next.is_some()
-                        || entry.applying.is_some(),
+                        || entry
+                            .is_some_and(|entry| entry.next.is_some() || entry.applying.is_some()),
                     "nobody wants {name}"
                 );
             }
         }
     }
+}
+
+/// A resource whose body is being packed.
+struct New {
+    name: Name,
+    version: Arc<str>,
+    references: References,
 }
 
 /// Takes what one response says of a kind.
@@ -804,35 +693,59 @@ impl Taking<'_> {
             self.fault(name, "it comes twice in one response".to_owned());
             self.names.insert(name.as_str().into());
         }
+        let (mut new, mut bodies) = (Vec::new(), Vec::new());
         for resource in resources {
             // P17; which of them is meant nobody knows.
             if !twice.contains(&resource.name) {
                 let name = resource.name.clone();
-                if let Err(why) = self.resource(resource, version.as_ref()) {
-                    self.fault(&name, why);
+                match self.resource(resource, version.as_ref()) {
+                    Ok(Some((one, body))) => {
+                        new.push(one);
+                        bodies.push(body);
+                    }
+                    Ok(None) => {}
+                    Err(why) => self.fault(&name, why),
                 }
             }
         }
+        let bodies = Body::pack(bodies, &mut self.of.pattern);
+        for (
+            New {
+                name,
+                version,
+                references,
+            },
+            body,
+        ) in new.into_iter().zip(bodies)
+        {
+            let entry = self.of.entries.entry(name).or_default().entry();
+            entry.next = Some(Next::Put(Resource {
+                version,
+                body: Arc::new(body),
+                references,
+            }));
+        }
     }
 
+    /// Takes one; what is new of it is to be packed, and to be put there.
     fn resource(
         &mut self,
         resource: discovery::Resource,
         version: Option<&Arc<str>>,
-    ) -> Result<(), String> {
+    ) -> Result<Option<(New, Any)>, String> {
         if resource.name.len() > self.limits.name_bytes {
             return Err(format!("its name is over {} bytes", self.limits.name_bytes));
         }
         let name: Name = resource.name.as_str().into();
         if !self.of.is_wildcard && !self.of.wanted.contains(&name) {
             // P16
-            return Ok(());
+            return Ok(None);
         }
         self.names.insert(Arc::clone(&name));
         let version = version.map_or_else(|| resource.version.as_str().into(), Arc::clone);
         let expires_at = pb::from_duration(resource.ttl.as_ref()).map(|ttl| self.now + ttl);
         self.of.touch(&name);
-        let entry = self.of.entries.entry(Arc::clone(&name)).or_default();
+        let entry = (self.of.entries.entry(Arc::clone(&name)).or_default()).entry();
         let Some(body) = resource.resource else {
             // P44: a heartbeat.
             let is_same = (entry.newest()).is_some_and(|newest| newest.version == version);
@@ -841,10 +754,10 @@ impl Taking<'_> {
                 return Err("it has no body, and is not the version that is there".to_owned());
             }
             entry.expires_at = expires_at;
-            return Ok(());
+            return Ok(None);
         };
         let newest = entry.newest();
-        if newest.is_some_and(|newest| *newest.body == body) && !entry.is_open() {
+        if newest.is_some_and(|newest| newest.body.is(&body)) && !entry.is_open() {
             // P36
             if let Some(newest) = entry.newest_mut() {
                 newest.version = version;
@@ -853,11 +766,11 @@ impl Taking<'_> {
                 entry.refused = None;
             }
             entry.expires_at = expires_at;
-            return Ok(());
+            return Ok(None);
         }
         let had = usize::from(entry.resources().next().is_some());
         // What it takes the place of at once; the others stay until it is judged.
-        let had_bytes = resource_of(entry.next.as_ref()).map_or(0, |one| one.body.value.len());
+        let had_bytes = resource_of(entry.next.as_ref()).map_or(0, |one| one.body.len());
         let bytes = body.value.len();
         let made = if self.resources + had == 0 {
             Err(format!(
@@ -885,12 +798,12 @@ impl Taking<'_> {
         self.bytes = self.bytes + had_bytes - bytes;
         entry.expires_at = expires_at;
         entry.missing_at = None;
-        entry.next = Some(Next::Put(Resource {
+        let new = New {
+            name,
             version,
-            body: Arc::new(body),
             references,
-        }));
-        Ok(())
+        };
+        Ok(Some((new, body)))
     }
 
     /// Takes a name of which there is no resource any more.

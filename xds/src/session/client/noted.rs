@@ -89,6 +89,11 @@ impl Referred {
         }
     }
 
+    /// Takes no more memory than it has to.
+    pub(super) fn compact(&mut self) {
+        self.times = std::mem::take(&mut self.times).into_iter().collect();
+    }
+
     /// Those that may be referred to otherwise than before, and whether they are referred to.
     pub(super) fn take_changed(&mut self) -> Vec<((Kind, Name), bool)> {
         let changed = std::mem::take(&mut self.changed).into_iter();

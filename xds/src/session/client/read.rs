@@ -87,7 +87,12 @@ pub(crate) fn references(kind: Kind, name: &str, any: &Any) -> Result<References
     if found.iter().any(|(_, name)| name.starts_with("xdstp:")) {
         return Err("the authority of a name that it refers to is not known".to_owned());
     }
-    Ok(found.into_iter().collect())
+    // To collect nothing would take memory all the same.
+    Ok(if found.is_empty() {
+        References::default()
+    } else {
+        found.into_iter().collect()
+    })
 }
 
 /// The name of a cluster's endpoints, where they come by themselves.

@@ -255,7 +255,7 @@ impl Judge {
             self.next.remove(&key);
             self.staying.remove(&key);
             match change {
-                Change::Put(resource) if is_refused(&resource.body) => {
+                Change::Put(resource) if is_refused(&resource.body.to_any()) => {
                     verdict.refused.extend([self.refused(&key, "no use")]);
                     self.absent.insert(key);
                 }
@@ -575,11 +575,11 @@ impl World {
 
     fn check(&self) {
         let seed = self.seed;
-        let held: BTreeMap<(Kind, Name), &Any> = (self.session.held())
-            .map(|(kind, name, resource)| ((kind, Arc::clone(name)), &*resource.body))
+        let held: BTreeMap<(Kind, Name), Any> = (self.session.held())
+            .map(|(kind, name, resource)| ((kind, Arc::clone(name)), resource.body.to_any()))
             .collect();
-        let serves: BTreeMap<(Kind, Name), &Any> = (self.judge.serves.iter())
-            .map(|(key, resource)| (key.clone(), &*resource.body))
+        let serves: BTreeMap<(Kind, Name), Any> = (self.judge.serves.iter())
+            .map(|(key, resource)| (key.clone(), resource.body.to_any()))
             .collect();
         assert_eq!(held, serves, "what is held is what serves: {seed}");
         let stream = self.server.stream.as_ref().unwrap();
@@ -596,13 +596,13 @@ impl World {
                 let is_good = references.is_ok_and(|references| {
                     let resource = Resource {
                         version: "any".into(),
-                        body: Arc::new(any.clone()),
+                        body: Arc::new(any.clone().into()),
                         references,
                     };
                     !is_refused(any) && (kind != Kind::Listener || self.judge.fits(&resource))
                 });
                 match held.get(&key) {
-                    Some(held) if is_good => assert_eq!(*held, any, "{key:?} {version} {seed}"),
+                    Some(held) if is_good => assert_eq!(held, any, "{key:?} {version} {seed}"),
                     // An older one that was good.
                     Some(_) => {}
                     None => assert!(!is_good, "{key:?} {version} is not there: {seed}"),
@@ -630,7 +630,7 @@ impl World {
                 }
                 let told = &stream.told[&(kind, name.clone())];
                 let (_, any) = &self.server.has[&(kind, name.clone())];
-                if *any == *resource.body {
+                if resource.body.is(any) {
                     assert_eq!(**told, *resource.version, "{kind:?} {name} {seed}");
                 }
             }

@@ -260,15 +260,14 @@ impl Subscription {
         }
         let has = Has::of(if is_first { known } else { &[] }, shelf);
         self.names.follow(shelf);
-        let mut next = 0;
+        let mut walk = shelf.index().walk();
         for name in subscribe {
             if name == ALL {
                 self.is_wildcard = true;
                 self.owes_answer = true;
                 continue;
             }
-            let at = shelf.index_of_near(next, &name);
-            next = at.map_or(next, |at| at + 1);
+            let at = walk.place(&name);
             match at.filter(|at| has.it(*at)) {
                 Some(at) => self.names.insert_at(at),
                 None => {
@@ -331,10 +330,8 @@ impl Subscription {
                 self.owed.insert(Arc::clone(one.name()));
             }
         }
-        for (name, _) in known
-            .iter()
-            .filter(|(name, _)| shelf.index_of(name).is_none())
-        {
+        let strangers = has.strangers.iter().filter_map(|nth| known.get(*nth));
+        for (name, _) in strangers {
             if !self.owed.contains(&**name) {
                 self.kept.insert(Arc::from(&**name), None);
                 self.kept_strangers = self.kept_strangers.and(Load::of(name));
@@ -507,28 +504,39 @@ impl Subscription {
 }
 
 /// What of a shelf a client has as it is.
-struct Has(Vec<bool>);
+struct Has {
+    /// By place.
+    places: Vec<bool>,
+    /// Which of those that it has are not there.
+    strangers: Vec<usize>,
+}
 
 impl Has {
     fn of(known: &[(Cow<'_, str>, Cow<'_, str>)], shelf: &Shelf) -> Self {
-        if known.is_empty() {
-            return Self(Vec::new());
+        let mut this = Self {
+            places: Vec::new(),
+            strangers: Vec::new(),
+        };
+        if !known.is_empty() {
+            this.places.resize(shelf.len(), false);
         }
-        let mut has = vec![false; shelf.len()];
-        let mut next = 0;
-        for (name, version) in known {
-            let at = shelf.index_of_near(next, name);
-            next = at.map_or(next, |at| at + 1);
-            let is_it = |at: &usize| shelf.version_at(*at).is_some_and(|of| of.is(version));
-            if let Some(has) = at.filter(is_it).and_then(|at| has.get_mut(at)) {
+        let mut walk = shelf.index().walk();
+        for (nth, (name, version)) in known.iter().enumerate() {
+            let Some(at) = walk.place(name) else {
+                this.strangers.push(nth);
+                continue;
+            };
+            if shelf.version_at(at).is_some_and(|of| of.is(version))
+                && let Some(has) = this.places.get_mut(at)
+            {
                 *has = true;
             }
         }
-        Self(has)
+        this
     }
 
     fn it(&self, at: usize) -> bool {
-        self.0.get(at).copied().unwrap_or_default()
+        self.places.get(at).copied().unwrap_or_default()
     }
 }
 

@@ -125,6 +125,7 @@ impl World {
             listener: snapshot.listener(listener).unwrap(),
             source: source.parse().unwrap(),
             evidence: from,
+            sni: Some(ORDERS),
             wants,
         };
         match decide(snapshot, &shares, &arrival, &|_| 0, 0) {
@@ -170,6 +171,7 @@ impl World {
             listener: snapshot.listener("apps").unwrap(),
             source: "127.0.0.1".parse().unwrap(),
             evidence: Evidence::Network,
+            sni: None,
             wants: Wants::Request(request),
         };
         match decide(snapshot, &shares, &arrival, &|_| 0, 0) {

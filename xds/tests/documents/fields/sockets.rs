@@ -3,6 +3,7 @@
 
 const FAILOVER: &str = "data_fields::each_field_of_failover_alone_decides_who_answers";
 const RULES: &str = "data_fields::each_field_of_authorization_alone_decides_who_is_answered";
+const NAMES: &str = "security_names::each_field_of_a_server_name_rule_alone_decides_who_is_carried";
 const HEADERS: &str = "security_headers::each_field_of_a_header_rule_alone_decides_who_is_answered";
 
 /// The field, below `MeshRoute.spec`, and the test.
@@ -55,6 +56,7 @@ pub(super) const SHOWN: &[(&str, &str)] = &[
     ("allow[].via", RULES),
     ("allow[].listeners", RULES),
     ("allow[].sources", RULES),
+    ("allow[].sni", NAMES),
     ("allow[].methods", RULES),
     ("allow[].paths", RULES),
     ("allow[].headers.*", HEADERS),
@@ -62,6 +64,7 @@ pub(super) const SHOWN: &[(&str, &str)] = &[
     ("deny[].via", RULES),
     ("deny[].listeners", RULES),
     ("deny[].sources", RULES),
+    ("deny[].sni", NAMES),
     ("deny[].methods", RULES),
     ("deny[].paths", RULES),
     ("deny[].headers.*", HEADERS),

@@ -814,6 +814,9 @@ fn http() -> Vec<Row> {
     ]
 }
 
+/// Two hosts of one route.
+const BOTH: &str = "[orders.shop.svc.clusterset.local, other.example]";
+
 fn rules() -> Vec<Row> {
     let cart = |w: &World| w.called_by(CALLER, None, "192.0.2.7");
     let post = |w: &World| w.asks(ORDERS, "POST", "/v1/a");
@@ -845,6 +848,14 @@ fn rules() -> Vec<Row> {
             ALL,
             "not-allowed",
         ),
+        row(
+            "orders",
+            "spec.allow[0].sni",
+            "['*.clusterset.local']",
+            "[other.example]",
+        )
+        .given("orders", "spec.hosts", BOTH)
+        .decides(World::called_by_west, ALL_OWN, "not-allowed"),
         row("orders", "spec.allow[0].methods", "", "[GET]").decides(post, ALL, "not-allowed"),
         row("orders", "spec.allow[0].paths", "", "[/v2/*]").decides(post, ALL, "not-allowed"),
         row("orders", "spec.allow[0].headers.x-a", "['1']", "['2']").decides(
@@ -880,6 +891,14 @@ fn rules() -> Vec<Row> {
             "[192.0.2.0/24]",
         )
         .decides(from_lan, ALL, "denied"),
+        row(
+            "orders",
+            "spec.deny[0].sni",
+            "[other.example]",
+            "[orders.shop.svc.clusterset.local]",
+        )
+        .given("orders", "spec.hosts", BOTH)
+        .decides(World::called_by_west, ALL_OWN, "denied"),
         row("orders", "spec.deny[0].methods", "[PUT]", "[POST]").decides(post, ALL, "denied"),
         row("orders", "spec.deny[0].paths", "[/v2/*]", "[/v1/*]").decides(post, ALL, "denied"),
         row("orders", "spec.deny[0].headers.x-a", "['2']", "['1']").decides(

@@ -18,8 +18,8 @@ use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{Cluster, Node, Service, ServiceIx, Snapshot};
 
 use self::build::Listed;
+use crate::body::Body;
 use crate::ingest::{Packed, Served, check};
-use crate::pb::Any;
 use crate::session::Kind;
 
 fn node() -> Node {
@@ -33,9 +33,10 @@ fn node() -> Node {
 
 /// The snapshot of these resources; what is wrong with each otherwise.
 fn ingest(all: &[Listed]) -> Result<Snapshot, Vec<String>> {
-    let of = |kind: Kind| -> Vec<(&str, &Any)> {
-        let named = all.iter().filter(|one| one.kind == kind);
-        named.map(|one| (one.name.as_str(), &one.body)).collect()
+    let bodies: Vec<Body> = all.iter().map(|one| one.body.clone().into()).collect();
+    let of = |kind: Kind| -> Vec<(&str, &Body)> {
+        let named = all.iter().zip(&bodies).filter(|(one, _)| one.kind == kind);
+        named.map(|(one, body)| (one.name.as_str(), body)).collect()
     };
     let packed = Packed {
         clusters: of(Kind::Cluster),
@@ -84,11 +85,14 @@ fn service<'s>(snapshot: &'s Snapshot, name: &str) -> &'s Service {
 struct Caller<'a> {
     source: &'a str,
     id: Option<&'a str>,
+    /// What its TLS names.
+    sni: Option<&'a str>,
 }
 
 const SOMEBODY: Caller<'_> = Caller {
     source: "192.0.2.1",
     id: None,
+    sni: None,
 };
 
 fn known(id: &str) -> Caller<'_> {
@@ -109,6 +113,7 @@ fn decided(snapshot: &Snapshot, caller: Caller<'_>, wants: Wants<'_>) -> String 
         listener: snapshot.listener("in").unwrap(),
         source: caller.source.parse::<IpAddr>().unwrap(),
         evidence: id.as_ref().map_or(Evidence::Network, Evidence::Verified),
+        sni: caller.sni,
         wants,
     };
     let shares = Shares::all_healthy(snapshot);

@@ -6,7 +6,7 @@ use super::build::{
     west, written,
 };
 use super::{Caller, asked, decided, door, ingest, inside, known, refused};
-use crate::pb::{self, http_rbac, listener as envoy, rbac};
+use crate::pb::{self, http_rbac, listener as envoy, matcher, rbac};
 use rbac::permission::{Rule as Permitted, Set as Permissions};
 use rbac::principal::{Identifier, Set as Principals};
 use rbac::rbac::Action::{Allow, Deny};
@@ -141,7 +141,7 @@ fn who_is_let_in_is_let_in_by_context_and_rules_alike() {
 fn where_a_caller_is_counts_beside_who_it_is() {
     let of = |source| Caller {
         source,
-        id: Some(CART),
+        ..known(CART)
     };
     let near = || at("10.0.0.0/8");
     let both = || Identifier::AndIds(set(vec![near(), is(pb::exactly(CART))]));
@@ -428,6 +428,105 @@ fn behind_proxy_headers_a_callers_own_address_is_asked_for() {
                 assert!(!is_right && why[0].contains("direct_remote_ip: behind a PROXY header"));
             }
         }
+    }
+}
+
+fn named(name: matcher::StringMatcher) -> Vec<Permitted> {
+    vec![Permitted::RequestedServerName(name)]
+}
+
+fn inspected(made: envoy::FilterChain) -> super::build::Listed {
+    let mut made = listener(vec![made]);
+    made.listener_filters = vec![envoy::ListenerFilter {
+        name: "tls".to_owned(),
+        config_type: Some(envoy::listener_filter::ConfigType::TypedConfig(pb::pack(
+            &pb::TlsInspector::default(),
+        ))),
+        ..Default::default()
+    }];
+    of_listener(&made)
+}
+
+#[test]
+fn a_server_name_is_taken_at_its_word() {
+    let anybody = |permitted| policy(vec![Identifier::Any(true)], permitted);
+    let with = |filters: Vec<rbac::Rbac>| {
+        let mut made = ended(chain("a", &["*.a"], tcp("a")), west());
+        let all = filters.into_iter().map(network);
+        made.filters = all.chain([tcp("a")]).collect();
+        let snapshot = ingest(&[one("a"), inspected(made)]).unwrap();
+        let names = ["b.a", "B.A", "b.a.", "outbound_.80_._.b.a", "c.b.a"];
+        names.map(|sni| {
+            let caller = Caller {
+                sni: Some(sni),
+                ..known(CART)
+            };
+            let wants = Wants::Inside(door(&snapshot, "in/a"));
+            decided(&snapshot, caller, wants).starts_with("in/a to")
+        })
+    };
+    let exact = || named(pb::exactly("b.a"));
+    let below = || named(pb::ending(".b.a"));
+    let allow = |permitted| vec![rules(Allow, vec![anybody(permitted)])];
+    let deny = |permitted| vec![rules(Deny, vec![anybody(permitted)])];
+    // The one with a dot at its end Envoy would not take for the same: it is neither let in nor let past.
+    assert_eq!(with(allow(exact())), [true, true, false, false, false]);
+    assert_eq!(with(deny(exact())), [false, false, false, true, true]);
+    assert_eq!(with(allow(below())), [false, false, false, true, true]);
+    assert_eq!(with(deny(below())), [true, true, true, false, false]);
+    let ports = named(pb::exactly("outbound_.80_._.b.a"));
+    assert_eq!(with(allow(ports)), [false, false, false, true, false]);
+    // Each filter has its say, and each policy of one.
+    let both = [allow(below()), allow(named(pb::ending(".c.b.a")))].concat();
+    assert_eq!(with(both), [false; 5]);
+    let narrowed = [allow(named(pb::ending(".a"))), allow(exact())].concat();
+    assert_eq!(with(narrowed), [true, true, false, false, false]);
+    let either = vec![rules(Allow, vec![anybody(exact()), anybody(below())])];
+    assert_eq!(with(either), [true, true, false, true, true]);
+}
+
+#[test]
+fn server_names_that_no_tls_would_have_are_refused() {
+    let with = |permitted| rules(Deny, vec![policy(vec![Identifier::Any(true)], permitted)]);
+    let ignoring = matcher::StringMatcher {
+        ignore_case: true,
+        ..pb::exactly("a.a")
+    };
+    for (name, why) in [
+        (
+            pb::exactly("A.a"),
+            ".exact: no server name is matched by it; `a.a` would be",
+        ),
+        (pb::exactly("a..a"), ".exact: label"),
+        (pb::ending("a.a"), ".suffix: it must begin with `.`"),
+        (pb::ending(".A.a"), ".suffix: no server name is matched"),
+        (
+            pb::beginning("a."),
+            ": a server name is matched by `exact` or `suffix` alone",
+        ),
+        (ignoring, ".ignore_case: it is not supported"),
+    ] {
+        let mut made = ended(chain("a", &["a.a"], tcp("a")), west());
+        made.filters.insert(0, network(with(named(name))));
+        let refused = refused(&[one("a"), inspected(made)]);
+        let expected = format!(".permissions[0].requested_server_name{why}");
+        assert!(refused.contains(&expected), "{refused}");
+    }
+    // Where Envoy and we would see different names, or none.
+    let mut without = ended(chain("a", &["a.a"], tcp("a")), west());
+    without
+        .filters
+        .insert(0, network(with(named(pb::exactly("a.a")))));
+    let mut plain = chain("a", &[], tcp("a"));
+    plain
+        .filters
+        .insert(0, network(with(named(pb::exactly("a.a")))));
+    for listener in [chains(vec![without]), inspected(plain)] {
+        let why = refused(&[one("a"), listener]);
+        assert!(
+            why.contains("it asks for a server name, and TLS is not told apart"),
+            "{why}"
+        );
     }
 }
 
