@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::holdings::Key;
-use crate::body::{Body, Pattern};
+use crate::body::{Body, Patterns};
 use crate::fnv::Fnv;
 use crate::pb::Any;
 use crate::session::Kind;
@@ -276,7 +276,7 @@ impl Kept {
         &mut self,
         part: &[u8],
         form: Form,
-        patterns: &mut BTreeMap<Kind, Pattern>,
+        patterns: &mut BTreeMap<Kind, Patterns>,
     ) -> Result<(), LastGoodError> {
         let mut came: BTreeMap<Kind, (Vec<_>, Vec<Any>)> = BTreeMap::new();
         let mut from = Reader::new(part);

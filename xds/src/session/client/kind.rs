@@ -10,7 +10,7 @@ use super::super::Kind;
 use super::entry::{Entry, Next, Slot, resource_of};
 use super::noted::{Noted, Referred, Tally};
 use super::{Change, Fault, Limits, Name, Notice, References, Refusal, Resource, read};
-use crate::body::{Body, Pattern};
+use crate::body::{Body, Patterns};
 use crate::pb::{self, Any, Status, discovery};
 
 /// The most faults that a server is told of at once, and the most that it is told of each, in characters.
@@ -41,8 +41,7 @@ pub(super) struct Pending {
 pub(super) struct OfKind {
     is_wildcard: bool,
     entries: BTreeMap<Name, Slot>,
-    /// What those that came last were packed by.
-    pattern: Pattern,
+    patterns: Patterns,
     /// Those that may be otherwise than they were counted.
     touched: BTreeSet<Name>,
     /// How those were counted that are no more.
@@ -80,7 +79,7 @@ impl OfKind {
         Self {
             is_wildcard: kind.is_wildcard(),
             entries: BTreeMap::new(),
-            pattern: Pattern::default(),
+            patterns: Patterns::default(),
             touched: BTreeSet::new(),
             ended: Vec::new(),
             tally: Tally::default(),
@@ -107,7 +106,7 @@ impl OfKind {
         if !self.is_wildcard {
             self.loose.insert(Arc::clone(&name));
         }
-        self.pattern = resource.body.pattern().clone();
+        self.patterns.take(&resource.body);
         self.entries.entry(name).or_default().entry().held = Some(resource);
     }
 
@@ -708,7 +707,7 @@ impl Taking<'_> {
                 }
             }
         }
-        let bodies = Body::pack(bodies, &mut self.of.pattern);
+        let bodies = Body::pack(bodies, &mut self.of.patterns);
         for (
             New {
                 name,
