@@ -11,6 +11,7 @@
 pub(crate) mod counted;
 pub(crate) mod holdings;
 mod kept;
+mod lent;
 mod pace;
 mod show;
 pub(crate) mod stream;
@@ -32,6 +33,7 @@ pub use self::holdings::OnEmpty;
 use self::holdings::{Draft, Holdings, Key};
 use self::kept::{Given, Written};
 pub use self::kept::{Keep, Kept, More};
+use self::lent::{Failed, Lent};
 use self::pace::Pace;
 use self::stream::{Came, Stream};
 use crate::compile::ResourceList;
@@ -147,7 +149,7 @@ pub enum Told {
 #[derive(Debug)]
 pub struct Client {
     options: ClientOptions,
-    session: Session,
+    session: Lent,
     /// Not there while something is judged on another thread.
     holdings: Option<Holdings>,
     stream: Stream,
@@ -193,11 +195,12 @@ impl Client {
             }
         };
         let servers = options.servers.len();
+        let session = Session::new(node(&options.node), servers, Limits::default(), held);
         let serves = resumed
             .as_ref()
             .map(|(draft, _)| draft.served.snapshot.version.to_string());
         let client = Self {
-            session: Session::new(node(&options.node), servers, Limits::default(), held),
+            session: Lent::new(session),
             holdings: Some(holdings),
             stream: Stream::None,
             pace: Pace::new(Instant::now()),
@@ -257,7 +260,7 @@ impl Client {
                 }
                 continue;
             }
-            let wake = self.session.wake();
+            let wake = self.session.at_hand().and_then(Session::wake);
             let wake = async {
                 match wake {
                     Some(at) => tokio::time::sleep_until(self.begun + at.since_origin()).await,
@@ -271,7 +274,12 @@ impl Client {
                 }
             };
             let free_at = self.pace.free_at();
+            let is_at_hand = self.session.at_hand().is_some();
             let came = async {
+                if !is_at_hand {
+                    // What waits to be read waits at its server.
+                    return std::future::pending().await;
+                }
                 if free_at > Instant::now() {
                     tokio::time::sleep_until(free_at).await;
                 }
@@ -279,6 +287,13 @@ impl Client {
             };
             // A stream and a task keep what they have; the sleeps are until fixed moments.
             let event = tokio::select! {
+                back = self.session.back() => {
+                    match back {
+                        Ok(actions) => self.actions.extend(actions),
+                        Err(Failed) => self.lost(DEFECT.to_owned(), Ended::Otherwise, draw),
+                    }
+                    continue;
+                }
                 judged = judged => {
                     self.judging = None;
                     if let Some(asked) = self.judged(judged.ok(), draw) {
@@ -339,13 +354,15 @@ impl Client {
     /// Whether everything that the gateway wants to know is there, or is known not to be.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.session.is_complete() && self.judging.is_none() && self.draft.is_none()
+        self.session.at_hand().is_some_and(Session::is_complete)
+            && self.judging.is_none()
+            && self.draft.is_none()
     }
 
     /// Whether a server has said on this stream all there is to say, and it serves as far as it is good.
     #[must_use]
     pub fn is_confirmed(&self) -> bool {
-        self.session.is_confirmed()
+        self.session.at_hand().is_some_and(Session::is_confirmed)
             && self.serves.is_some()
             && self.judging.is_none()
             && self.draft.is_none()
@@ -388,7 +405,12 @@ impl Client {
     }
 
     fn handle(&mut self, event: Event, draw: fn() -> f64) {
-        let actions = self.session.handle(event, self.now(), draw());
+        let about = match event {
+            Event::Applied(_) => std::mem::take(&mut self.under_way).len(),
+            Event::Opened | Event::Closed(_) | Event::Delta(_) | Event::Full(_) | Event::Tick => 0,
+        };
+        let happened = (event, self.now(), draw());
+        let actions = self.session.handle(happened, about);
         self.actions.extend(actions);
     }
 
@@ -527,19 +549,20 @@ impl Client {
             self.serves = Some(snapshot.version.to_string());
         }
         let verdict = (self.holdings.as_mut()).map(|holdings| holdings.commit(draft));
-        self.under_way.clear();
         self.handle(Event::Applied(verdict.unwrap_or_default()), draw);
     }
 
     fn refuse_all(&mut self, mut holdings: Holdings, why: &str, draw: fn() -> f64) {
-        let verdict = holdings.refuse(std::mem::take(&mut self.under_way), why);
+        let verdict = holdings.refuse(self.under_way.iter().cloned(), why);
         self.holdings = Some(holdings);
         self.handle(Event::Applied(verdict), draw);
     }
 }
 
-/// Why a stream ends whose server reads nothing.
+/// Why a stream ends whose server reads nothing ...
 const UNREAD: &str = "it does not read what is said to it";
+/// ... and one that said what cannot be taken.
+const DEFECT: &str = "a defect of the gateway keeps it from taking what came";
 
 fn seen((kind, name): Key, change: &Change) -> Seen {
     let resource = match change {

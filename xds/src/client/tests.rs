@@ -293,7 +293,13 @@ fn one_that_was_kept_and_is_refused_costs_no_other() {
     let refused: Vec<&str> = resumed.refused.iter().map(|(_, name, _)| &**name).collect();
     assert_eq!(refused, ["refused", "unread"]);
     // What does not serve is not kept again, and no server is told that it is there.
-    let held: Vec<_> = client.session.held().map(|(_, name, _)| name).collect();
+    let held: Vec<_> = client
+        .session
+        .at_hand()
+        .unwrap()
+        .held()
+        .map(|(_, name, _)| name)
+        .collect();
     assert_eq!(held.len(), 1, "{held:?}");
     // Where nothing is left there is nothing to begin with.
     let kept = Kept::of(keys[1..].iter().map(|(key, one)| (key, one)), given(1));
@@ -436,6 +442,33 @@ fn what_is_added_at_once_is_one_part() {
         );
         assert_eq!(read(&torn), kept, "{at}");
     }
+}
+
+#[tokio::test]
+async fn a_large_response_is_published_and_acknowledged_like_any_other() {
+    let mut world = World::new(8 << 20);
+    let (mut requests, say) = world.stream().await;
+    let names: Vec<String> = (1..=600).map(|port| format!("l{port}")).collect();
+    let all: Vec<(&str, &str, Any)> = (names.iter().zip(1..))
+        .map(|(name, port)| (&**name, "1", bare(name, port)))
+        .collect();
+    say.send(Ok(response(Kind::Listener, "n1", &all)))
+        .await
+        .unwrap();
+    // What comes behind it is taken after it.
+    let less = [("l1", "2", bare("l1", 601))];
+    say.send(Ok(response(Kind::Listener, "n2", &less)))
+        .await
+        .unwrap();
+    let mut answered = Vec::new();
+    while answered.len() < 2 {
+        let request = world.meanwhile(requests.next()).await.unwrap().unwrap();
+        assert_eq!(request.error_detail, None);
+        answered.extend(Some(request.response_nonce).filter(|nonce| !nonce.is_empty()));
+    }
+    assert_eq!(answered, ["n1", "n2"]);
+    let last = world.published.last().unwrap();
+    assert_eq!(last.listeners.len(), 600);
 }
 
 #[tokio::test]
