@@ -156,6 +156,11 @@ impl Holdings {
         self.entries.get(key)?.good.as_ref()
     }
 
+    /// Whether some of them are of another control plane than the servers.
+    pub(crate) fn is_of_another(&self) -> bool {
+        self.good().any(|(_, one)| one.version.is_none())
+    }
+
     /// Those of them that changed since this was asked last.
     pub(crate) fn take_unkept(&mut self) -> BTreeSet<Key> {
         std::mem::take(&mut self.unkept)

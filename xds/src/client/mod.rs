@@ -164,8 +164,11 @@ pub struct Client {
     /// Everything that comes is handed out as it is.
     is_reader: bool,
     has_answered: bool,
-    /// Who gave what is to serve, as HTTP calls it; empty: nobody knows.
-    given_by: Arc<str>,
+    /// Who answered last, as HTTP calls it; empty: nobody knows.
+    answered_by: Arc<str>,
+    /// Who gave what serves, and when; as long as some of it is another control plane's, that one.
+    given: Given,
+    is_of_another: bool,
     draft: Option<Draft>,
     /// The version of what serves.
     serves: Option<String>,
@@ -182,7 +185,15 @@ impl Client {
     #[must_use]
     pub fn new(options: ClientOptions, kept: Option<&Kept>) -> (Self, Option<Resumed>) {
         let mut holdings = Holdings::new(options.node.clone(), options.on_empty);
-        let resumed = kept.and_then(|kept| holdings.resume(kept.resources()));
+        let by = kept.and_then(Kept::by);
+        let is_asked = by.is_some_and(|by| options.servers.iter().any(|one| one == by));
+        let resumed = kept.and_then(|kept| {
+            let resources = kept.resources().map(|(key, mut one)| {
+                one.version = one.version.filter(|_| is_asked);
+                (key, one)
+            });
+            holdings.resume(resources)
+        });
         let held = match &resumed {
             Some(_) => {
                 let good = holdings.good();
@@ -211,7 +222,9 @@ impl Client {
             under_way: BTreeSet::new(),
             is_reader: false,
             has_answered: false,
-            given_by: kept.and_then(Kept::by).unwrap_or_default().into(),
+            answered_by: by.unwrap_or_default().into(),
+            given: kept.map(Kept::given).unwrap_or_default(),
+            is_of_another: resumed.is_some() && !is_asked,
             draft: None,
             serves,
             written: Written::default(),
@@ -368,22 +381,30 @@ impl Client {
             && self.draft.is_none()
     }
 
+    /// Whether something serves that none of the servers gave, but another control plane before the start.
+    #[must_use]
+    pub const fn serves_of_another(&self) -> bool {
+        self.is_of_another
+    }
+
     /// Whether what serves can be asked for: it is not while something is judged.
     #[must_use]
     pub const fn can_keep(&self) -> bool {
         self.holdings.is_some()
     }
 
-    /// What is to be kept of what serves, after what this gave before; `now` in seconds since 1970.
-    pub fn keep(&mut self, now: u64) -> Option<Keep> {
+    /// What is to be kept of what serves, after what this gave before. `said`: when a server said what serves,
+    /// if that is news, in seconds since 1970.
+    pub fn keep(&mut self, said: Option<u64>) -> Option<Keep> {
         let holdings = self.holdings.as_mut()?;
+        if let Some(at) = said.filter(|_| !self.is_of_another) {
+            let by = Arc::clone(&self.answered_by);
+            self.given = Given { at, by };
+        }
         let changed = holdings.take_unkept();
         let good = |key: &Key| holdings.good_of(key);
         let all = holdings.good();
-        let given = Given {
-            at: now,
-            by: Arc::clone(&self.given_by),
-        };
+        let given = self.given.clone();
         Some(Keep::of(&mut self.written, changed, good, all, given))
     }
 
@@ -474,7 +495,7 @@ impl Client {
                 if let Notice::Connected(server) = notice {
                     self.has_answered = true;
                     let by = self.options.servers.get(server);
-                    self.given_by = by.map(String::as_str).unwrap_or_default().into();
+                    self.answered_by = by.map(String::as_str).unwrap_or_default().into();
                 }
                 self.told.extend(told(notice));
             }
@@ -548,12 +569,17 @@ impl Client {
         if self.serves.is_some() || !snapshot.listeners.is_empty() {
             self.serves = Some(snapshot.version.to_string());
         }
-        let verdict = (self.holdings.as_mut()).map(|holdings| holdings.commit(draft));
+        let verdict = (self.holdings.as_mut()).map(|holdings| {
+            let verdict = holdings.commit(draft);
+            self.is_of_another = self.is_of_another && holdings.is_of_another();
+            verdict
+        });
         self.handle(Event::Applied(verdict.unwrap_or_default()), draw);
     }
 
     fn refuse_all(&mut self, mut holdings: Holdings, why: &str, draw: fn() -> f64) {
         let verdict = holdings.refuse(self.under_way.iter().cloned(), why);
+        self.is_of_another = self.is_of_another && holdings.is_of_another();
         self.holdings = Some(holdings);
         self.handle(Event::Applied(verdict), draw);
     }
@@ -574,7 +600,7 @@ fn seen((kind, name): Key, change: &Change) -> Seen {
     Seen {
         kind,
         name: name.to_string(),
-        version: resource.map(|resource| resource.version.to_string()),
+        version: (resource.and_then(|resource| resource.version.as_deref())).map(str::to_owned),
         bytes: body.map_or(0, |body| body.value.len()),
         metadata: body.and_then(|body| show::metadata(kind, body)),
         body: body.and_then(|body| show::body(kind, body)),

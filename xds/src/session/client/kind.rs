@@ -530,10 +530,12 @@ impl OfKind {
         self.wanted.iter().map(ToString::to_string).collect()
     }
 
-    /// What a new stream is told (P24): what is held, whatever response it came in (P25).
+    /// What a new stream is told (P24): what is held, whatever response it came in (P25). No version is that of
+    /// nothing that a server has: it sends it, or says that it is gone.
     pub(super) fn versions(&self) -> HashMap<String, String> {
+        let version = |of: &Resource| of.version.as_deref().unwrap_or_default().to_owned();
         self.held()
-            .map(|(name, resource)| (name.to_string(), resource.version.to_string()))
+            .map(|(name, resource)| (name.to_string(), version(resource)))
             .collect()
     }
 
@@ -719,7 +721,7 @@ impl Taking<'_> {
         {
             let entry = self.of.entries.entry(name).or_default().entry();
             entry.next = Some(Next::Put(Resource {
-                version,
+                version: Some(version),
                 body: Arc::new(body),
                 references,
             }));
@@ -747,7 +749,8 @@ impl Taking<'_> {
         let entry = (self.of.entries.entry(Arc::clone(&name)).or_default()).entry();
         let Some(body) = resource.resource else {
             // P44: a heartbeat.
-            let is_same = (entry.newest()).is_some_and(|newest| newest.version == version);
+            let is_same =
+                (entry.newest()).is_some_and(|newest| newest.version.as_ref() == Some(&version));
             if !is_same {
                 self.of.forget(&name);
                 return Err("it has no body, and is not the version that is there".to_owned());
@@ -755,11 +758,12 @@ impl Taking<'_> {
             entry.expires_at = expires_at;
             return Ok(None);
         };
-        let newest = entry.newest();
+        // What another control plane gave is handed on though it is the same: whose it is changes.
+        let newest = entry.newest().filter(|newest| newest.version.is_some());
         if newest.is_some_and(|newest| newest.body.is(&body)) && !entry.is_open() {
             // P36
             if let Some(newest) = entry.newest_mut() {
-                newest.version = version;
+                newest.version = Some(version);
             }
             if entry.next.is_none() && entry.applying.is_none() {
                 entry.refused = None;
