@@ -11,8 +11,8 @@
 //! does: it is kept in memory, since the disk may be full or read-only. Ten thousand services are 50,000
 //! resources of 60 MB, of which each says mostly what others of its kind say. So each is packed by itself
 //! (LZ4) with a [`Pattern`] before it, some resources that came with it, and takes about an eighth; it is read
-//! by itself, in about a microsecond, and freed by itself. While something is packed, or all of it is read from
-//! disk or written there, it takes its eightfold besides.
+//! by itself, in about a microsecond, and freed by itself. A response is there unpacked until all of it is packed;
+//! to read all from disk, or to write it there anew, takes twice as much as it is unpacked while that lasts.
 
 use std::sync::Arc;
 
