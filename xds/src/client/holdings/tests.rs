@@ -639,6 +639,35 @@ fn strange_endpoints(cluster: &str) -> (Key, Change) {
     put(Endpoints, cluster, "1", &pb::pack(&all))
 }
 
+/// What broke: after each change that was not alone all of it was put together anew.
+#[test]
+fn all_is_put_together_anew_where_most_of_it_came_or_went_and_not_for_one() {
+    let mut gateway = GATEWAY.to_owned();
+    for nth in 0..LOOSE_MIN {
+        let port = 16_000 + nth;
+        gateway.push_str(&format!(
+            "    l{nth}: {{ address: \"127.0.0.1:{port}\", role: workloads }}\n"
+        ));
+    }
+    let kinds = [Cluster, Listener, Routes];
+    let few = compiled(&[&gateway, ORDERS]);
+    let more = compiled(&[&gateway, ORDERS, CART]);
+    let mut given = Given::new();
+    assert_eq!(given.give(all_known(puts(&few, &kinds, "1"))), NOTHING);
+    assert_eq!(given.holdings.loose, 0);
+    assert_eq!(given.give(all_known(puts(&more, &kinds, "2"))), NOTHING);
+    let new = more.len() - few.len();
+    assert!(new > 0);
+    assert_eq!(given.holdings.loose, new);
+    // What nobody refers to and nothing is left of is forgotten.
+    let gone = (Endpoints, "nobody's".into());
+    given.give(all_known(vec![(gone, Change::Missing)]));
+    assert_eq!(given.holdings.loose, new + 2);
+    assert_eq!(given.holdings.entries.len(), more.len());
+    given.holdings.refuse([], "no use");
+    assert_eq!(given.holdings.loose, new + 2);
+}
+
 #[test]
 fn p31_a_stranger_s_listener_and_cluster_wait_for_what_they_name() {
     let mut given = Given::new();
