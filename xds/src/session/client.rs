@@ -549,6 +549,7 @@ impl Session {
         for of in self.kinds.values_mut() {
             of.settle(&mut self.referred);
         }
+        self.referred.compact();
     }
 
     /// Wants just what is referred to.

@@ -145,7 +145,6 @@ impl OfKind {
             // Names that come one by one in their order fill the nodes of a tree by half.
             self.entries = std::mem::take(&mut self.entries).into_iter().collect();
             self.wanted = std::mem::take(&mut self.wanted).into_iter().collect();
-            referred.compact();
         }
     }
 
