@@ -148,6 +148,18 @@ impl OfKind {
         }
     }
 
+    /// Takes the version of one that comes as it is held; whether that is all there is to it (P36).
+    fn comes_again(&mut self, name: &Name, version: &Arc<str>, body: &Any) -> bool {
+        let Some(Slot::Rests(held)) = self.entries.get_mut(name) else {
+            return false;
+        };
+        let is_same = held.version.is_some() && held.body.is(body);
+        if is_same {
+            held.version = Some(Arc::clone(version));
+        }
+        is_same
+    }
+
     pub(super) fn held(&self) -> impl Iterator<Item = (&Name, &Resource)> {
         (self.entries.iter()).filter_map(|(name, slot)| Some((name, slot.held()?)))
     }
@@ -744,6 +756,11 @@ impl Taking<'_> {
         self.names.insert(Arc::clone(&name));
         let version = version.map_or_else(|| resource.version.as_str().into(), Arc::clone);
         let expires_at = pb::from_duration(resource.ttl.as_ref()).map(|ttl| self.now + ttl);
+        if let (Some(body), None) = (&resource.resource, expires_at)
+            && self.of.comes_again(&name, &version, body)
+        {
+            return Ok(None);
+        }
         self.of.touch(&name);
         let entry = (self.of.entries.entry(Arc::clone(&name)).or_default()).entry();
         let Some(body) = resource.resource else {
