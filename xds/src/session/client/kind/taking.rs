@@ -249,3 +249,52 @@ impl Taking<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::client::entry::Slot;
+    use crate::session::client::fixture::fixed;
+    use crate::session::client::noted::Referred;
+
+    /// What broke: a control plane that says all of it again had each resource looked at as if it were new.
+    #[test]
+    fn p36_what_comes_again_as_it_is_held_is_not_touched_but_for_its_version() {
+        let names = ["a", "b"];
+        let mut of = OfKind::new(Kind::Cluster);
+        for name in names {
+            let resource = Resource {
+                version: Some("1".into()),
+                body: Arc::new(fixed(name, "").into()),
+                references: References::default(),
+            };
+            of.hold(name.into(), resource);
+        }
+        of.settle(&mut Referred::default());
+        let take = |of: &mut OfKind, version: &str, alt: &str| {
+            let resources = names.map(|name| discovery::Resource {
+                name: name.to_owned(),
+                resource: Some(fixed(name, if name == "a" { alt } else { "" })),
+                ..Default::default()
+            });
+            let room = (Limits::default(), 1000, 1 << 20);
+            let mut taking = of.taking(Kind::Cluster, room, Time::ZERO);
+            taking.resources(resources.into(), Some(version.into()));
+            let (spoken_of, faults, _) = taking.end();
+            assert_eq!((spoken_of.len(), faults.len()), (2, 0));
+            of.touched
+                .iter()
+                .map(|name| name.to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(take(&mut of, "2", ""), [""; 0]);
+        assert!((of.entries.values()).all(|slot| matches!(slot, Slot::Rests(_))));
+        let versions = of.versions();
+        assert!(
+            names.iter().all(|name| versions[*name] == "2"),
+            "{versions:?}"
+        );
+        assert_eq!(take(&mut of, "3", "other"), ["a"]);
+        assert!(matches!(of.entries["b"], Slot::Rests(_)));
+    }
+}
