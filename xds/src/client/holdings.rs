@@ -475,14 +475,14 @@ impl Holdings {
         let is_of_clusters = |kind| matches!(kind, Kind::Cluster | Kind::Endpoints);
         let is_alike =
             |kind| (blamed.iter()).any(|one| is_of_clusters(one.kind) == is_of_clusters(kind));
-        let suspects: [&dyn Fn(&Key, &Entry) -> bool; 3] = [
-            &|_, entry| entry.is_aside && !is_last,
-            &|(kind, _), _| is_alike(*kind) && !is_last,
-            &|_, _| true,
-        ];
-        for is_suspect in suspects {
+        let is_suspect = |nth: usize, (kind, _): &Key, entry: &Entry| match nth {
+            0 => entry.is_aside && !is_last,
+            1 => is_alike(*kind) && !is_last,
+            _ => true,
+        };
+        for nth in 0..3 {
             for (key, entry) in &self.entries {
-                let is_new = entry.next.is_some() && is_suspect(key, entry);
+                let is_new = entry.next.is_some() && is_suspect(nth, key, entry);
                 if is_new && left_out.insert(key.clone()) && !is_waiting {
                     let why = format!("beside it {kind} `{name}` is not right: {why}");
                     faults.insert(key.clone(), why);
