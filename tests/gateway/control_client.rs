@@ -407,8 +407,9 @@ async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_
     gateway.finish().await;
 }
 
-#[tokio::test]
-async fn what_another_control_plane_gave_serves_until_the_one_that_is_asked_answers() {
+/// A world whose gateway has kept what its control plane gave, and ended, and the control plane too; and how HTTP
+/// calls that one.
+async fn that_kept_orders() -> (World, String) {
     let mut world = World::new().await;
     world.say_orders("1");
     let gateway = world.start().await;
@@ -417,6 +418,12 @@ async fn what_another_control_plane_gave_serves_until_the_one_that_is_asked_answ
     world.control_plane.kill().await;
     gateway.finish().await;
     let former = format!("https://{}", world.control_plane.address);
+    (world, former)
+}
+
+#[tokio::test]
+async fn what_another_control_plane_gave_serves_until_the_one_that_is_asked_answers() {
+    let (mut world, former) = that_kept_orders().await;
     // Nobody listens there.
     let other =
         "{ addresses: ['https://127.0.0.1:1'], spiffeIDs: ['spiffe://east.example/zeugma/xds'] }";
@@ -430,17 +437,9 @@ async fn what_another_control_plane_gave_serves_until_the_one_that_is_asked_answ
     gateway.finish().await;
 }
 
-/// A world whose gateway has kept what its control plane gave, and is asked to another one, which was told
-/// nothing yet; and the name of the first.
+/// The same, whose gateway is to ask another one from now on, which says nothing yet.
 async fn pointed_elsewhere() -> (World, String) {
-    let mut world = World::new().await;
-    world.say_orders("1");
-    let gateway = world.start().await;
-    let kept = world.east.config().join("state/east-gw/control-plane");
-    eventually("it to be kept", async || kept.exists().then_some(())).await;
-    world.control_plane.kill().await;
-    gateway.finish().await;
-    let former = format!("https://{}", world.control_plane.address);
+    let (mut world, former) = that_kept_orders().await;
     let identity = world.east.identity("zeugma/xds");
     world.control_plane = ControlPlane::new(Some(&identity));
     let of = format!(
