@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::read::claim;
 use super::stream::Opened;
-use super::wire::{Left, Telling, end, ended};
+use super::wire::{Left, Taking, Telling, end, ended};
 use super::{Shared, lock};
 use crate::canonical;
 use crate::client::counted;
@@ -172,10 +172,10 @@ impl Load {
 }
 
 /// Takes reports until there are no more.
-pub(super) async fn run(opened: Opened) -> Left {
+pub(super) async fn run(opened: Opened, taking: Taking) -> Left {
     let tell = opened.tell.clone();
     let status = take(opened).await.err().unwrap_or_else(ended);
-    end(&tell, status).await
+    end(&tell, taking, status).await
 }
 
 async fn take(opened: Opened) -> Result<(), Status> {
