@@ -33,8 +33,8 @@ const BETWEEN: Duration = Duration::from_secs(600);
 /// wait for.
 pub(super) const ANSWER_MOVES: Duration = Duration::from_secs(10);
 const ANSWER_TAKEN: Duration = Duration::from_secs(60);
-/// Until an answer may be made.
-const TURN: Duration = Duration::from_secs(30);
+/// Until an answer may be made: of two who have the turn before, each may be as slow as it may.
+const TURN: Duration = Duration::from_secs(150);
 /// Bytes of what is asked.
 const ASKED_BYTES_MAX: usize = 64 * 1024;
 /// Of them, what each node is compared with.
