@@ -116,12 +116,12 @@ async fn p48_what_each_node_was_sent_and_took_is_told() {
     let mut answers = answers.into_inner();
     for _ in 0..2 {
         ask.send(ClientStatusRequest::default()).await.unwrap();
-        let answer = timeout(PATIENCE, answers.message()).await.unwrap();
+        let answer = timeout(COMES, answers.message()).await.unwrap();
         assert_eq!(answer.unwrap().unwrap().config.len(), 2);
     }
     drop(ask);
     assert_eq!(
-        timeout(PATIENCE, answers.message()).await.unwrap().unwrap(),
+        timeout(COMES, answers.message()).await.unwrap().unwrap(),
         None
     );
 }
@@ -165,7 +165,7 @@ impl Silent {
         let request = Request::post(format!("http://x/{call}")).body(()).unwrap();
         let (response, mut body) = self.send.send_request(request, false).unwrap();
         body.send_data(framed(message), is_last).unwrap();
-        let answer = timeout(PATIENCE, response).await.unwrap();
+        let answer = timeout(COMES, response).await.unwrap();
         (body, answer.unwrap())
     }
 
@@ -178,12 +178,12 @@ impl Silent {
     /// Waits for the first byte of the answer to what was asked last: all of it is on its way then.
     async fn begins(&mut self) {
         let answer = self.answers.last_mut().unwrap().body_mut();
-        let first = timeout(PATIENCE, answer.data()).await.unwrap();
+        let first = timeout(COMES, answer.data()).await.unwrap();
         assert_eq!(first.unwrap().unwrap().len(), 1);
     }
 
     async fn ends(self) {
-        let ended = timeout(PATIENCE, self.connection).await;
+        let ended = timeout(COMES, self.connection).await;
         drop(ended.expect("its connection goes on"));
     }
 }
@@ -200,7 +200,7 @@ fn framed(message: &impl prost::Message) -> Bytes {
 async fn read(answer: &mut Response<h2::RecvStream>, len: usize) -> Result<bool, h2::Error> {
     let (body, mut read) = (answer.body_mut(), 0);
     while read < len {
-        let Some(data) = timeout(PATIENCE, body.data()).await.unwrap() else {
+        let Some(data) = timeout(COMES, body.data()).await.unwrap() else {
             return Ok(true);
         };
         let came = data?.len();
@@ -260,9 +260,7 @@ async fn who_takes_no_answer_is_left_and_others_are_answered() {
     }
     let answer = late.answers.last_mut().unwrap();
     assert!(read(answer, usize::MAX).await.unwrap());
-    let trailers = timeout(PATIENCE, answer.body_mut().trailers())
-        .await
-        .unwrap();
+    let trailers = timeout(COMES, answer.body_mut().trailers()).await.unwrap();
     assert_eq!(trailers.unwrap().unwrap()["grpc-status"], "0");
     until("no answer is kept", || free() == status::ANSWERS_MAX).await;
 }
@@ -445,7 +443,7 @@ async fn p47_what_clients_carried_is_summed_and_shown() {
     report.send(first).await.unwrap();
     let answers = client.stream_load_stats(Asked(reports)).await.unwrap();
     let mut answers = answers.into_inner();
-    let first = timeout(PATIENCE, answers.message()).await.unwrap().unwrap();
+    let first = timeout(COMES, answers.message()).await.unwrap().unwrap();
     let first = first.unwrap();
     assert!(first.send_all_clusters && first.load_reporting_interval.unwrap().seconds == 10);
     let stats = ClusterStats {
@@ -514,7 +512,7 @@ async fn p47_what_clients_carried_is_summed_and_shown() {
         .unwrap()
         .stream_load_stats(Asked(reports))
         .await;
-    let ended = timeout(PATIENCE, answers.unwrap().into_inner().message()).await;
+    let ended = timeout(COMES, answers.unwrap().into_inner().message()).await;
     assert_eq!(ended.unwrap().unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(stranger.server.nodes()["load"], serde_json::json!([]));
 }
@@ -537,7 +535,7 @@ async fn a_load_report_of_too_many_parts_ends_its_stream() {
     let answers = client.stream_load_stats(Asked(reports)).await;
     let mut answers = answers.unwrap().into_inner();
     assert!(answers.message().await.unwrap().is_some());
-    let ended = timeout(PATIENCE, answers.message()).await.unwrap();
+    let ended = timeout(COMES, answers.message()).await.unwrap();
     let ended = ended.unwrap_err();
     assert_eq!(ended.code(), Code::ResourceExhausted);
     assert_eq!(ended.message(), "a report of over 250000 parts");
