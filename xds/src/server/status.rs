@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 use tonic::Status;
 
-use super::standing::{DETAIL_CHARS_MAX, Known, Place};
+use super::standing::{DETAIL_CHARS_MAX, Known, Place, is_served};
 use super::stream::Opened;
 use super::wire::{Left, Taking, Telling, end, ended};
 use super::{Caller, Shared, lock};
@@ -185,7 +185,9 @@ fn append(one: &Known, to: &mut Vec<u8>) -> Result<(), Status> {
             id: one.node.clone(),
             ..Default::default()
         }),
-        generic_xds_configs: one.types.iter().map(of_type).collect(),
+        generic_xds_configs: (one.types.iter().filter(|of| is_served(of)))
+            .map(of_type)
+            .collect(),
         ..Default::default()
     };
     prost::encoding::message::encode(CONFIG, &config, to);

@@ -126,6 +126,44 @@ async fn p48_what_each_node_was_sent_and_took_is_told() {
     );
 }
 
+// What broke: an Envoy that asks us for the secrets that nobody gives it was late with them for ever.
+#[tokio::test]
+async fn a_type_that_is_not_served_is_shown_and_counts_nowhere() {
+    let served = Served::local().await;
+    let (ask, asked) = mpsc::channel(1);
+    let first = DeltaDiscoveryRequest {
+        node: Some(node("east-gw/1")),
+        type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret".to_owned(),
+        resource_names_subscribe: vec!["default".to_owned()],
+        ..Default::default()
+    };
+    ask.send(first).await.unwrap();
+    let mut client = served.client().await;
+    let told = client.delta_aggregated_resources(Asked(asked)).await;
+    let mut told = told.unwrap().into_inner();
+    let none = timeout(COMES, told.message()).await.unwrap().unwrap();
+    assert_eq!(none.unwrap().removed_resources, ["default"]);
+
+    let shown = &served.server.nodes()["nodes"][0]["types"][0];
+    assert_eq!(
+        (&shown["type"], &shown["served"]),
+        (&"Secret".into(), &false.into())
+    );
+    assert!(shown["unacknowledgedSeconds"].is_number());
+    let metrics = served.server.metrics();
+    for line in [
+        "zeugma_xds_streams 1",
+        "zeugma_xds_unacknowledged 0",
+        "zeugma_xds_behind 0",
+    ] {
+        assert!(metrics.lines().any(|one| one == line), "{line}: {metrics}");
+    }
+    let mut client = status(&served).await;
+    let all = client.fetch_client_status(ClientStatusRequest::default());
+    let all = all.await.unwrap().into_inner().config;
+    assert_eq!((all.len(), all[0].generic_xds_configs.len()), (1, 0));
+}
+
 const FETCH: &str = "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
 const REPORT: &str = "envoy.service.load_stats.v3.LoadReportingService/StreamLoadStats";
 
