@@ -88,7 +88,7 @@ pub(crate) struct Caller {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TlsFacts {
     pub(crate) sni: Option<Rc<String>>,
-    pub(crate) group: Option<String>,
+    pub(crate) group: Option<&'static str>,
     pub(crate) alert: Option<&'static str>,
 }
 
@@ -153,7 +153,7 @@ impl Closed {
         line.text(r#","src.peer":"#, caller.peer.as_deref());
         if let Some(tls) = tls {
             line.text(r#","sni":"#, tls.sni.as_ref().map(|sni| sni.as_str()));
-            line.text(r#","tls.group":"#, tls.group.as_deref());
+            line.text(r#","tls.group":"#, tls.group);
             line.text(r#","tls.alert":"#, tls.alert);
         }
     }

@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls_pki_types::CertificateDer;
 
+use super::possession::LeafKey;
 use super::verify::{TlsPeer, Usage};
 
-/// The most chains kept: room for the workloads of several clusters, at about 400 bytes each.
+/// The most chains kept: room for the workloads of several clusters, at about a kilobyte each.
 pub const CACHED_CHAINS_MAX: usize = 16 * 1024;
 /// Locks are held for a lookup; this many keep workers apart.
 const SHARDS: usize = 16;
@@ -57,9 +58,17 @@ impl ChainKey {
     }
 }
 
+/// What is known of a chain that was verified.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) peer: Arc<TlsPeer>,
+    /// What it signs with, if that is of the common kind.
+    pub(super) key: Option<Arc<LeafKey>>,
+}
+
 #[derive(Debug)]
 struct Kept {
-    peer: Arc<TlsPeer>,
+    known: Known,
     /// The seconds of Unix time in which it holds.
     from: i64,
     until: i64,
@@ -81,7 +90,7 @@ impl Shard {
         self.young.insert(key, kept);
     }
 
-    fn get(&mut self, key: &ChainKey, now: i64) -> Option<Arc<TlsPeer>> {
+    fn get(&mut self, key: &ChainKey, now: i64) -> Option<Known> {
         if let Some(kept) = self.old.remove(key) {
             self.insert(*key, kept);
         }
@@ -90,7 +99,7 @@ impl Shard {
             self.young.remove(key);
             return None;
         }
-        Some(Arc::clone(&kept.peer))
+        Some(kept.known.clone())
     }
 }
 
@@ -117,18 +126,18 @@ impl ChainCache {
         Some(act(&mut shard))
     }
 
-    /// The peer of a chain that was verified and holds at `now`, in Unix seconds.
-    pub(super) fn get(&self, key: &ChainKey, now: i64) -> Option<Arc<TlsPeer>> {
+    /// What is known of a chain that was verified and holds at `now`, in Unix seconds.
+    pub(super) fn get(&self, key: &ChainKey, now: i64) -> Option<Known> {
         self.with(key, |shard| shard.get(key, now)).flatten()
     }
 
     /// Keeps a chain that was verified at `now`, up to the second `until`.
-    pub(super) fn insert(&self, key: ChainKey, peer: &Arc<TlsPeer>, now: i64, until: i64) {
+    pub(super) fn insert(&self, key: ChainKey, known: &Known, now: i64, until: i64) {
         if until < now {
             return;
         }
         let kept = Kept {
-            peer: Arc::clone(peer),
+            known: known.clone(),
             from: now,
             until,
         };
@@ -153,14 +162,15 @@ mod tests {
 
     use super::*;
 
-    fn peer(not_after: i64) -> Arc<TlsPeer> {
-        Arc::new(TlsPeer {
+    fn peer(not_after: i64) -> Known {
+        let peer = Arc::new(TlsPeer {
             id: SpiffeId::parse("spiffe://east.example/ns/shop/sa/cart").unwrap(),
             serials: Vec::new(),
             issuers: Vec::new(),
             anchor: [0; 32],
             not_after,
-        })
+        });
+        Known { peer, key: None }
     }
 
     fn key(nth: usize, usage: Usage) -> ChainKey {
@@ -173,8 +183,8 @@ mod tests {
         let cache = ChainCache::default();
         let held = peer(200);
         cache.insert(key(1, Usage::Client), &held, 100, 200);
-        let get = |nth, usage, now| cache.get(&key(nth, usage), now);
-        assert_eq!(get(1, Usage::Client, 200), Some(Arc::clone(&held)));
+        let get = |nth, usage, now| Some(cache.get(&key(nth, usage), now)?.peer);
+        assert_eq!(get(1, Usage::Client, 200), Some(Arc::clone(&held.peer)));
         assert_eq!(get(1, Usage::Server, 150), None);
         assert_eq!(get(2, Usage::Client, 150), None);
         assert_eq!(get(1, Usage::Client, 201), None, "after its end");

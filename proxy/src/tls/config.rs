@@ -8,8 +8,8 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCertUsingSni};
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, PeerMisbehaved, RootCertStore,
     ServerConfig, SignatureScheme,
@@ -18,9 +18,11 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use zeugma_core::identity::{IdPattern, SpiffeId};
 use zeugma_core::svid::Rule;
 
+use super::cache::Known;
 use super::credentials::Credentials;
 use super::groups::GroupsAlone;
 use super::hkdf::deriving;
+use super::possession::LeafKey;
 use super::verify::{Refusal, TlsPeer, Usage};
 
 /// The schemes a peer may sign the handshake with: those of R4's keys (RFC 8446 §4.2.3).
@@ -74,7 +76,7 @@ pub struct PeerSlot(Arc<Slots>);
 #[derive(Debug, Default)]
 struct Slots {
     /// Whose chain is valid; a peer only once it has proved to hold the key.
-    claimed: OnceLock<Arc<TlsPeer>>,
+    claimed: OnceLock<Known>,
     verdict: OnceLock<Result<Arc<TlsPeer>, Refusal>>,
 }
 
@@ -97,11 +99,11 @@ impl PeerSlot {
         missing.then(|| Refusal::new(Rule::NoCertificate, "no certificate presented"))
     }
 
-    fn claim(&self, verdict: Result<Arc<TlsPeer>, Refusal>) -> Result<(), rustls::Error> {
+    fn claim(&self, verdict: Result<Known, Refusal>) -> Result<(), rustls::Error> {
         match verdict {
-            Ok(peer) => {
+            Ok(known) => {
                 // A handshake presents one chain and is signed once: neither cell is set twice.
-                drop(self.0.claimed.set(peer));
+                drop(self.0.claimed.set(known));
                 Ok(())
             }
             Err(refusal) => {
@@ -119,14 +121,19 @@ impl PeerSlot {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &provider().signature_verification_algorithms;
-        let proof = if SCHEMES.contains(&signed.scheme) {
-            verify_tls13_signature(message, certificate, signed, algorithms)
-        } else {
-            Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
+        let claimed = self.0.claimed.get();
+        let proof = match claimed.and_then(|known| known.key.as_ref()) {
+            Some(key) if signed.scheme == LeafKey::SCHEME => {
+                key.verify(message, signed.signature())
+            }
+            _ if SCHEMES.contains(&signed.scheme) => {
+                verify_tls13_signature(message, certificate, signed, algorithms)
+            }
+            _ => Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into()),
         };
-        match (proof, self.0.claimed.get()) {
-            (Ok(valid), Some(peer)) => {
-                drop(self.0.verdict.set(Ok(Arc::clone(peer))));
+        match (proof, claimed) {
+            (Ok(valid), Some(known)) => {
+                drop(self.0.verdict.set(Ok(Arc::clone(&known.peer))));
                 Ok(valid)
             }
             (proof, _) => {
@@ -144,9 +151,7 @@ impl PeerSlot {
 
 /// What we accept a connection with: a client certificate is mandatory, and nothing is resumed.
 ///
-/// Made for each connection, since its verifier keeps the verdict in the slot: Arc clones, the ALPN
-/// names, and rustls's default session cache, which is dropped at once. 3 µs in an unoptimised
-/// build, beside a handshake of about 260.
+/// Made for each connection, since its verifier keeps the verdict in the slot.
 ///
 /// # Errors
 /// If there is no SVID yet, or rustls refuses our own provider.
@@ -154,35 +159,50 @@ pub fn server_config(
     credentials: &Arc<Credentials>,
     alpn: &[&[u8]],
 ) -> Result<(Arc<ServerConfig>, PeerSlot), rustls::Error> {
-    admitting_server_config(credentials, alpn, None)
+    let hearing = Hearing::new(credentials, Check::Caller(None));
+    let slot = hearing.slot.clone();
+    let config = server_of(Verifier(Some(hearing)))?;
+    let config = finish_server(config, credentials, alpn)?;
+    Ok((config, slot))
 }
 
-/// Says inside the handshake whether a caller whose chain is valid is let in.
-pub(crate) type Admit = Box<dyn Fn(&SpiffeId) -> bool + Send + Sync>;
-
-/// As [`server_config`], with a last word on whose handshake succeeds: for protocols in which a
-/// refusal can be told by a TLS alert only.
-pub(crate) fn admitting_server_config(
+/// As [`server_config`], verified by the hearing, in which the handshake has to be carried: with a last
+/// word on whose handshake succeeds, for protocols in which a refusal can be told by a TLS alert only.
+///
+/// # Errors
+/// As [`server_config`].
+pub(crate) fn caller_config(
     credentials: &Arc<Credentials>,
     alpn: &[&[u8]],
     admit: Option<Admit>,
-) -> Result<(Arc<ServerConfig>, PeerSlot), rustls::Error> {
-    let slot = PeerSlot::default();
-    let verifier = Arc::new(CallerVerifier {
-        credentials: Arc::clone(credentials),
-        slot: slot.clone(),
-        admit,
-    });
+) -> Result<(Arc<ServerConfig>, Hearing), rustls::Error> {
+    static BEGUN: LazyLock<Result<ServerConfig, rustls::Error>> =
+        LazyLock::new(|| server_of(Verifier(None)));
+    let config = finish_server(BEGUN.clone()?, credentials, alpn)?;
+    Ok((config, Hearing::new(credentials, Check::Caller(admit))))
+}
+
+fn server_of(verifier: Verifier) -> Result<ServerConfig, rustls::Error> {
+    let nothing = Arc::new(ResolvesServerCertUsingSni::new());
     let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(credentials.resolver()?);
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(nothing);
     // T2: rustls never asks the verifier on resumption.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
+    Ok(config)
+}
+
+fn finish_server(
+    mut config: ServerConfig,
+    credentials: &Credentials,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    config.cert_resolver = credentials.resolver()?;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    Ok((Arc::new(config), slot))
+    Ok(Arc::new(config))
 }
 
 /// What we call an upstream with: its SPIFFE ID must match one of `expected` inside the handshake,
@@ -197,39 +217,48 @@ pub fn client_config(
     expected: &[IdPattern],
     alpn: &[&[u8]],
 ) -> Result<(Arc<ClientConfig>, PeerSlot), rustls::Error> {
-    client_config_towards(credentials, None, expected, alpn)
+    let hearing = Hearing::new(credentials, Check::Upstream(expected.to_vec()));
+    let slot = hearing.slot.clone();
+    let mut config = client_of(Verifier(Some(hearing)))?;
+    config.client_auth_cert_resolver = credentials.resolver()?;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok((Arc::new(config), slot))
 }
 
-/// As [`client_config`], with a guess of the key exchange from what was agreed on before with the
-/// same server at `address`.
-pub(crate) fn client_config_towards(
+/// As [`client_config`], verified by the hearing, in which the handshake has to be carried: with a guess
+/// of the key exchange from what was agreed on before with the same server at `address`.
+///
+/// # Errors
+/// As [`client_config`].
+pub(crate) fn upstream_config(
     credentials: &Arc<Credentials>,
-    address: Option<SocketAddr>,
+    address: SocketAddr,
     expected: &[IdPattern],
     alpn: &[&[u8]],
-) -> Result<(Arc<ClientConfig>, PeerSlot), rustls::Error> {
-    let slot = PeerSlot::default();
-    let verifier = Arc::new(UpstreamVerifier {
-        credentials: Arc::clone(credentials),
-        expected: expected.to_vec(),
-        slot: slot.clone(),
-    });
+) -> Result<(Arc<ClientConfig>, Hearing), rustls::Error> {
+    static BEGUN: LazyLock<Result<ClientConfig, rustls::Error>> =
+        LazyLock::new(|| client_of(Verifier(None)));
+    let mut config = BEGUN.clone()?;
+    config.client_auth_cert_resolver = credentials.resolver()?;
+    config.resumption = Resumption::store(Arc::new(GroupsAlone {
+        known: Arc::clone(credentials.known_groups()),
+        address,
+    }));
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let hearing = Hearing::new(credentials, Check::Upstream(expected.to_vec()));
+    Ok((Arc::new(config), hearing))
+}
+
+fn client_of(verifier: Verifier) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(credentials.resolver()?);
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
     // T2: rustls never asks the verifier on resumption.
-    config.resumption = match address {
-        Some(address) => Resumption::store(Arc::new(GroupsAlone {
-            known: Arc::clone(credentials.known_groups()),
-            address,
-        })),
-        None => Resumption::disabled(),
-    };
+    config.resumption = Resumption::disabled();
     config.enable_early_data = false;
-    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    Ok((Arc::new(config), slot))
+    Ok(config)
 }
 
 /// What a bundle endpoint is asked with: it must be `expected`, and hears nothing of us (F4).
@@ -240,21 +269,11 @@ pub(crate) fn endpoint_config(
     credentials: &Arc<Credentials>,
     expected: &SpiffeId,
 ) -> Result<(Arc<ClientConfig>, PeerSlot), rustls::Error> {
-    let slot = PeerSlot::default();
     // An empty list accepts nobody.
     let expected = IdPattern::parse(expected.as_str()).into_iter().collect();
-    let verifier = Arc::new(UpstreamVerifier {
-        credentials: Arc::clone(credentials),
-        expected,
-        slot: slot.clone(),
-    });
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    // T2: rustls never asks the verifier on resumption.
-    config.resumption = Resumption::disabled();
+    let hearing = Hearing::new(credentials, Check::Upstream(expected));
+    let slot = hearing.slot.clone();
+    let mut config = client_of(Verifier(Some(hearing)))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok((Arc::new(config), slot))
 }
@@ -277,34 +296,111 @@ fn no_tls12() -> rustls::Error {
     rustls::Error::General("TLS 1.2 is not enabled".to_owned())
 }
 
-/// Verifies who calls us, for one connection.
-struct CallerVerifier {
+tokio::task_local! {
+    /// What decides in the handshake that a task is at.
+    static HEARING: Hearing;
+}
+
+/// Says inside the handshake whether a caller whose chain is valid is let in.
+pub(crate) type Admit = Box<dyn Fn(&SpiffeId) -> bool + Send + Sync>;
+
+/// What decides in one handshake whether the other end is who it should be.
+pub(crate) struct Hearing {
     credentials: Arc<Credentials>,
+    check: Check,
     slot: PeerSlot,
-    admit: Option<Admit>,
 }
 
-impl fmt::Debug for CallerVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallerVerifier")
-            .field("credentials", &self.credentials)
-            .finish_non_exhaustive()
-    }
+/// What is asked besides a valid chain.
+enum Check {
+    /// Of who calls us.
+    Caller(Option<Admit>),
+    /// Of whom we called.
+    Upstream(Vec<IdPattern>),
 }
 
-impl CallerVerifier {
-    fn check_admitted(&self, peer: Arc<TlsPeer>) -> Result<Arc<TlsPeer>, Refusal> {
-        match &self.admit {
-            Some(admit) if !admit(&peer.id) => {
-                let detail = format!("{} is not allowed here", peer.id);
-                Err(Refusal::new(Rule::UnexpectedId, detail))
-            }
-            Some(_) | None => Ok(peer),
+impl Hearing {
+    fn new(credentials: &Arc<Credentials>, check: Check) -> Self {
+        Self {
+            credentials: Arc::clone(credentials),
+            check,
+            slot: PeerSlot::default(),
         }
     }
+
+    /// Where the verdict is found.
+    pub(crate) fn slot(&self) -> PeerSlot {
+        self.slot.clone()
+    }
+
+    /// Decides in this handshake, whose configuration was made with it.
+    ///
+    /// # Cancel safety
+    /// As the handshake.
+    pub(crate) fn carry<F: Future>(self, handshake: F) -> impl Future<Output = F::Output> {
+        HEARING.scope(self, handshake)
+    }
+
+    fn claim(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let verdict = self
+            .credentials
+            .know(end_entity, intermediates, usage, now)
+            .and_then(|known| self.check(&known.peer).map(|()| known));
+        self.slot.claim(verdict)
+    }
+
+    fn check(&self, peer: &TlsPeer) -> Result<(), Refusal> {
+        let detail = match &self.check {
+            Check::Caller(Some(admit)) if !admit(&peer.id) => {
+                format!("{} is not allowed here", peer.id)
+            }
+            Check::Caller(_) => return Ok(()),
+            Check::Upstream(expected) => {
+                if expected.iter().any(|pattern| pattern.matches(&peer.id)) {
+                    return Ok(());
+                }
+                let expected: Vec<_> = expected.iter().map(ToString::to_string).collect();
+                let expected = expected.join(" or ");
+                format!("the peer is {}; expected {expected}", peer.id)
+            }
+        };
+        Err(Refusal::new(Rule::UnexpectedId, detail))
+    }
 }
 
-impl ClientCertVerifier for CallerVerifier {
+/// Asks its own hearing, or that of the task: rustls has one verifier for a configuration, and to make
+/// one for each connection takes about a microsecond.
+struct Verifier(Option<Hearing>);
+
+impl Verifier {
+    fn ask<T>(
+        &self,
+        question: impl FnOnce(&Hearing) -> Result<T, rustls::Error>,
+    ) -> Result<T, rustls::Error> {
+        if let Some(own) = &self.0 {
+            return question(own);
+        }
+        // Outside of one nobody is verified, and nobody let in.
+        let unheard = || rustls::Error::General("nobody decides in this handshake".to_owned());
+        HEARING
+            .try_with(question)
+            .unwrap_or_else(|_none| Err(unheard()))
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").finish_non_exhaustive()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
     fn client_auth_mandatory(&self) -> bool {
         true
     }
@@ -320,12 +416,7 @@ impl ClientCertVerifier for CallerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verdict = self
-            .credentials
-            .verify(end_entity, intermediates, Usage::Client, now)
-            .and_then(|peer| self.check_admitted(peer));
-        self.slot
-            .claim(verdict)
+        self.ask(|hearing| hearing.claim(end_entity, intermediates, Usage::Client, now))
             .map(|()| ClientCertVerified::assertion())
     }
 
@@ -344,7 +435,7 @@ impl ClientCertVerifier for CallerVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.slot.prove(message, certificate, signed)
+        self.ask(|hearing| hearing.slot.prove(message, certificate, signed))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -352,34 +443,7 @@ impl ClientCertVerifier for CallerVerifier {
     }
 }
 
-/// Verifies whom we called, for one connection.
-#[derive(Debug)]
-struct UpstreamVerifier {
-    credentials: Arc<Credentials>,
-    expected: Vec<IdPattern>,
-    slot: PeerSlot,
-}
-
-impl UpstreamVerifier {
-    fn check_expected(&self, peer: Arc<TlsPeer>) -> Result<Arc<TlsPeer>, Refusal> {
-        if self
-            .expected
-            .iter()
-            .any(|pattern| pattern.matches(&peer.id))
-        {
-            return Ok(peer);
-        }
-        let expected: Vec<_> = self.expected.iter().map(ToString::to_string).collect();
-        let detail = format!(
-            "the peer is {}; expected {}",
-            peer.id,
-            expected.join(" or ")
-        );
-        Err(Refusal::new(Rule::UnexpectedId, detail))
-    }
-}
-
-impl ServerCertVerifier for UpstreamVerifier {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -389,12 +453,7 @@ impl ServerCertVerifier for UpstreamVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verdict = self
-            .credentials
-            .verify(end_entity, intermediates, Usage::Server, now)
-            .and_then(|peer| self.check_expected(peer));
-        self.slot
-            .claim(verdict)
+        self.ask(|hearing| hearing.claim(end_entity, intermediates, Usage::Server, now))
             .map(|()| ServerCertVerified::assertion())
     }
 
@@ -413,10 +472,127 @@ impl ServerCertVerifier for UpstreamVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.slot.prove(message, certificate, signed)
+        self.ask(|hearing| hearing.slot.prove(message, certificate, signed))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         SCHEMES.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tokio::io::{AsyncWriteExt as _, DuplexStream};
+
+    use super::*;
+    use crate::fixture::Alone;
+    use crate::tls::TlsStream;
+
+    const SELF: &str = "spiffe://east.example/zeugma/gateway";
+
+    fn credentials() -> Arc<Credentials> {
+        let listeners = "{ mesh: { address: '127.0.0.1:0', role: mesh } }";
+        let alone = Alone::new(listeners, "", 1);
+        alone.shared.credentials.load_full()
+    }
+
+    fn admits(verdict: bool) -> Option<Admit> {
+        Some(Box::new(move |_| verdict))
+    }
+
+    fn towards(
+        credentials: &Arc<Credentials>,
+        expected: &str,
+    ) -> (Arc<ClientConfig>, Hearing, ServerName<'static>) {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let expected = [IdPattern::parse(expected).unwrap()];
+        let (config, hearing) = upstream_config(credentials, address, &expected, &[]).unwrap();
+        (config, hearing, ServerName::try_from("east.test").unwrap())
+    }
+
+    type Shaken = Result<Box<TlsStream<DuplexStream>>, (io::Error, DuplexStream)>;
+
+    /// A client's last flight leaves with what it says first: here it says nothing.
+    async fn flushed(connecting: impl Future<Output = Shaken>) -> Shaken {
+        let mut stream = connecting.await?;
+        // Who refuses us may be gone.
+        stream.flush().await.ok();
+        Ok(stream)
+    }
+
+    /// Both sides of a handshake with ourselves, and what each side knows of the other.
+    async fn shake(
+        credentials: &Arc<Credentials>,
+        admit: bool,
+        expected: &str,
+    ) -> ((Shaken, PeerSlot), (Shaken, PeerSlot)) {
+        let (near, far) = tokio::io::duplex(64);
+        let (config, caller) = caller_config(credentials, &[], admits(admit)).unwrap();
+        let slots = caller.slot();
+        let accepting = caller.carry(TlsStream::accept(config, far));
+        let (config, upstream, name) = towards(credentials, expected);
+        let slot = upstream.slot();
+        let connecting = upstream.carry(TlsStream::connect(config, name, near));
+        let (accepted, connected) = tokio::join!(accepting, flushed(connecting));
+        ((accepted, slots), (connected, slot))
+    }
+
+    #[tokio::test]
+    async fn each_handshake_is_decided_by_the_hearing_that_carries_it() {
+        let credentials = credentials();
+        // All in one task, by turns.
+        let (good, unwelcome, strange) = tokio::join!(
+            shake(&credentials, true, SELF),
+            shake(&credentials, false, SELF),
+            shake(&credentials, true, "spiffe://east.example/other"),
+        );
+        let id = |slot: &PeerSlot| slot.peer().map(|peer| peer.id.as_str().to_owned());
+        let ((accepted, caller), (connected, upstream)) = good;
+        assert!(accepted.is_ok() && connected.is_ok());
+        assert_eq!(
+            (id(&caller).as_deref(), id(&upstream).as_deref()),
+            (Some(SELF), Some(SELF))
+        );
+        let ((accepted, caller), (_, upstream)) = unwelcome;
+        let error = accepted.err().unwrap().0;
+        assert_eq!(
+            caller.refusal(&error).unwrap().violation.rule,
+            Rule::UnexpectedId
+        );
+        assert_eq!((id(&caller), id(&upstream).as_deref()), (None, Some(SELF)));
+        let ((accepted, caller), (connected, upstream)) = strange;
+        assert!(accepted.is_err());
+        let error = connected.err().unwrap().0;
+        assert_eq!(
+            upstream.refusal(&error).unwrap().violation.rule,
+            Rule::UnexpectedId
+        );
+        assert_eq!((id(&caller), id(&upstream)), (None, None));
+    }
+
+    #[tokio::test]
+    async fn a_handshake_outside_of_its_hearing_lets_nobody_in() {
+        let credentials = credentials();
+        let (near, far) = tokio::io::duplex(64);
+        let (config, caller) = caller_config(&credentials, &[], None).unwrap();
+        let (anyone, upstream, name) = towards(&credentials, SELF);
+        let (accepted, connected) = tokio::join!(
+            TlsStream::accept(config, far),
+            flushed(upstream.carry(TlsStream::connect(anyone, name.clone(), near))),
+        );
+        assert!(accepted.is_err() && caller.slot().peer().is_none());
+        drop(connected);
+
+        let (near, far) = tokio::io::duplex(64);
+        let (config, caller) = caller_config(&credentials, &[], None).unwrap();
+        let (anyone, upstream, _) = towards(&credentials, SELF);
+        let (accepted, connected) = tokio::join!(
+            caller.carry(TlsStream::accept(config, far)),
+            flushed(TlsStream::connect(anyone, name, near)),
+        );
+        assert!(accepted.is_err() && connected.is_err());
+        assert!(upstream.slot().peer().is_none());
     }
 }

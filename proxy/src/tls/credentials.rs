@@ -15,13 +15,14 @@ use zeugma_core::identity::{SpiffeId, TrustDomain};
 use zeugma_core::svid::{Certificate, Origin, Rule, Violation};
 
 use super::bundle::{Bundle, BundleError, Bundles};
-use super::cache::{ChainCache, ChainKey};
+use super::cache::{ChainCache, ChainKey, Known};
 use super::config::provider;
 use super::crl::{CrlNumbers, Crls, CrlsError};
 use super::denied::{DeniedError, DeniedIds};
 use super::given::Given;
 use super::groups::KnownGroups;
 use super::pem::PemError;
+use super::possession::LeafKey;
 use super::verify::{Refusal, TlsPeer, Trusted, Usage, seconds, verify, verify_chain};
 
 /// The largest certificate or key file read, in bytes.
@@ -805,9 +806,20 @@ impl Credentials {
         usage: Usage,
         now: UnixTime,
     ) -> Result<Arc<TlsPeer>, Refusal> {
-        let peer = self.verify_signatures(leaf, intermediates, usage, now)?;
-        self.check_denied(&peer.id)?;
-        Ok(peer)
+        Ok(self.know(leaf, intermediates, usage, now)?.peer)
+    }
+
+    /// As [`verify`](Self::verify), with what else is known of the chain.
+    pub(super) fn know(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<Known, Refusal> {
+        let known = self.verify_signatures(leaf, intermediates, usage, now)?;
+        self.check_denied(&known.peer.id)?;
+        Ok(known)
     }
 
     fn verify_signatures(
@@ -816,23 +828,26 @@ impl Credentials {
         intermediates: &[CertificateDer<'_>],
         usage: Usage,
         now: UnixTime,
-    ) -> Result<Arc<TlsPeer>, Refusal> {
+    ) -> Result<Known, Refusal> {
         let key = ChainKey::new(leaf, intermediates, usage);
         let at = seconds(now);
-        if let Some(peer) = key.and_then(|key| self.verified.get(&key, at)) {
-            return Ok(peer);
+        if let Some(known) = key.and_then(|key| self.verified.get(&key, at)) {
+            return Ok(known);
         }
         let trusted = Trusted {
             bundles: &self.bundles,
             crls: &self.crls,
         };
-        let peer = Arc::new(verify(leaf, intermediates, &trusted, usage, now)?);
+        let known = Known {
+            peer: Arc::new(verify(leaf, intermediates, &trusted, usage, now)?),
+            key: LeafKey::of(leaf).map(Arc::new),
+        };
         if let Some(key) = key {
-            let due = self.crls.due_of(&peer.id.trust_domain());
-            let until = due.map_or(peer.not_after, |due| due.min(peer.not_after));
-            self.verified.insert(key, &peer, at, until);
+            let due = self.crls.due_of(&known.peer.id.trust_domain());
+            let until = due.map_or(known.peer.not_after, |due| due.min(known.peer.not_after));
+            self.verified.insert(key, &known, at, until);
         }
-        Ok(peer)
+        Ok(known)
     }
 
     /// Checks the deny list alone.

@@ -5,7 +5,6 @@
 //! that group's share alone. It still names the hybrid group as the one it prefers, so that an
 //! endpoint that has learnt it may ask for it.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSes
 use rustls_pki_types::ServerName;
 
 use super::config::provider;
+use crate::hash::Configured;
 
 /// The most endpoints whose choice is kept: those of several clusters, at about 100 bytes each.
 pub const KNOWN_GROUPS_MAX: usize = 4096;
@@ -34,11 +34,11 @@ struct Chosen {
 /// The endpoints that chose another group than the one we prefer.
 #[derive(Debug, Default)]
 pub(super) struct KnownGroups {
-    chosen: Mutex<HashMap<Endpoint, Chosen>>,
+    chosen: Mutex<Configured<Endpoint, Chosen>>,
 }
 
 impl KnownGroups {
-    fn with<T>(&self, act: impl FnOnce(&mut HashMap<Endpoint, Chosen>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Configured<Endpoint, Chosen>) -> T) -> T {
         // A panic while it was held left whole entries.
         act(&mut self.chosen.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -14,7 +14,9 @@ mod given;
 mod groups;
 mod hkdf;
 mod pem;
+mod possession;
 mod stream;
+mod transcript;
 mod verify;
 
 pub(crate) use bundle::check_anchors;
@@ -22,9 +24,7 @@ pub use bundle::{
     ANCHORS_MAX, Anchor, BUNDLE_BYTES_MAX, BUNDLES_MAX, Bundle, BundleError, Bundles,
 };
 pub use cache::CACHED_CHAINS_MAX;
-pub(crate) use config::{
-    Admit, admitting_server_config, client_config_towards, endpoint_config, web_config,
-};
+pub(crate) use config::{Admit, caller_config, endpoint_config, upstream_config, web_config};
 pub use config::{PeerSlot, client_config, server_config};
 pub(crate) use credentials::check_svid;
 pub use credentials::{

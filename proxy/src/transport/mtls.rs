@@ -13,8 +13,7 @@ use zeugma_core::identity::IdPattern;
 use super::alert::{close_after_alert, hang_up_after_alert};
 use super::{Prefixed, Stream};
 use crate::tls::{
-    Admit, Credentials, PeerSlot, Refusal, TlsPeer, TlsStream, admitting_server_config,
-    client_config_towards,
+    Admit, Credentials, PeerSlot, Refusal, TlsPeer, TlsStream, caller_config, upstream_config,
 };
 
 /// HTTP/2 (RFC 9113 §3.2).
@@ -30,7 +29,8 @@ pub(crate) struct Session {
     pub(crate) stream: Stream,
     pub(crate) peer: Arc<TlsPeer>,
     pub(crate) alpn: Option<Vec<u8>>,
-    pub(crate) group: Option<String>,
+    /// The key exchange, where we were called.
+    pub(crate) group: Option<&'static str>,
 }
 
 /// Why there is no session.
@@ -64,9 +64,10 @@ pub(crate) async fn terminate(
     admit: Option<Admit>,
     deadline: Duration,
 ) -> Result<Session, SessionError> {
-    let (config, slot) =
-        admitting_server_config(credentials, alpn, admit).map_err(SessionError::Setup)?;
-    let stream = match timeout(deadline, TlsStream::accept(config, tcp)).await {
+    let (config, hearing) = caller_config(credentials, alpn, admit).map_err(SessionError::Setup)?;
+    let slot = hearing.slot();
+    let accepting = hearing.carry(TlsStream::accept(config, tcp));
+    let stream = match timeout(deadline, accepting).await {
         Err(_elapsed) => return Err(SessionError::Timeout(deadline)),
         Ok(Err((error, tcp))) => {
             // A caller may send its request behind its part of the handshake: closing before that
@@ -78,9 +79,7 @@ pub(crate) async fn terminate(
     };
     let session = stream.session();
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
-    let group = session
-        .negotiated_key_exchange_group()
-        .map(|group| format!("{:?}", group.name()));
+    let group = (session.negotiated_key_exchange_group()).and_then(|group| group.name().as_str());
     let peer = slot.peer().cloned().ok_or_else(unverified)?;
     Ok(Session {
         stream: Stream::Terminated(stream),
@@ -104,10 +103,12 @@ pub(crate) async fn originate(
 ) -> Result<Session, SessionError> {
     let name = ServerName::try_from(sni.to_string())
         .map_err(|_invalid| SessionError::ServerName(Arc::clone(sni)))?;
-    let (config, slot) = client_config_towards(credentials, Some(address), expected, alpn)
-        .map_err(SessionError::Setup)?;
+    let (config, hearing) =
+        upstream_config(credentials, address, expected, alpn).map_err(SessionError::Setup)?;
+    let slot = hearing.slot();
     let carrier = Prefixed::new(tcp, Vec::new());
-    let stream = match TlsStream::connect(config, name, carrier).await {
+    let connecting = hearing.carry(TlsStream::connect(config, name, carrier));
+    let stream = match connecting.await {
         Err((error, carrier)) => {
             // Another endpoint may be tried: nobody waits for this one to have read the alert.
             hang_up_after_alert(carrier.into_tcp()).await;
@@ -117,15 +118,12 @@ pub(crate) async fn originate(
     };
     let session = stream.session();
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
-    let group = session
-        .negotiated_key_exchange_group()
-        .map(|group| format!("{:?}", group.name()));
     let peer = slot.peer().cloned().ok_or_else(unverified)?;
     Ok(Session {
         stream: Stream::Originated(stream),
         peer,
         alpn,
-        group,
+        group: None,
     })
 }
 

@@ -1,5 +1,8 @@
 //! Bytes that could not be handed on yet.
 
+/// Room for most flights of a handshake, whose records come one by one.
+const FLIGHT_BYTES: usize = 1024;
+
 /// A queue of bytes that owns memory only while it holds some.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
@@ -22,6 +25,26 @@ impl Backlog {
             self.bytes.reserve_exact(bytes.len());
         }
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Appends the record that `write` writes, or nothing: it says how much room it wants where it has
+    /// less.
+    pub(super) fn append(&mut self, mut write: impl FnMut(&mut [u8]) -> Result<usize, usize>) {
+        let end = self.bytes.len();
+        let mut room = 0;
+        let written = loop {
+            match write(self.bytes.get_mut(end..).unwrap_or_default()) {
+                Ok(written) => break written,
+                // Asked twice at most.
+                Err(wanted) if room < wanted => room = wanted,
+                Err(_) => break 0,
+            }
+            if self.bytes.capacity() == 0 {
+                self.bytes.reserve_exact(room.max(FLIGHT_BYTES));
+            }
+            self.bytes.resize(end + room, 0);
+        };
+        self.bytes.truncate(end + written);
     }
 
     /// Removes the oldest `n`; with the last byte goes the memory.
@@ -48,5 +71,24 @@ mod tests {
         backlog.consume(3);
         assert!(backlog.is_empty());
         assert_eq!(backlog.bytes.capacity(), 0);
+    }
+
+    #[test]
+    fn what_is_written_in_place_comes_behind_the_rest_and_whole_or_not_at_all() {
+        let mut backlog = Backlog::default();
+        for length in [3, FLIGHT_BYTES, 1] {
+            let before = backlog.bytes().len();
+            backlog.append(|room| {
+                let place = room.get_mut(..length).ok_or(length)?;
+                place.fill(b'x');
+                Ok(length)
+            });
+            assert_eq!(backlog.bytes().len(), before + length);
+        }
+        assert!(backlog.bytes().iter().all(|byte| *byte == b'x'));
+        // It never has enough.
+        let before = backlog.bytes().len();
+        backlog.append(|_| Err(7));
+        assert_eq!(backlog.bytes().len(), before);
     }
 }

@@ -163,7 +163,7 @@ fn step<Data>(status: UnbufferedStatus<'_, '_, Data>, gains: &mut Gains<'_, '_>)
             step
         }
         Ok(ConnectionState::EncodeTlsData(mut data)) => {
-            encode(&mut data, |record| gains.outgoing.push(record));
+            gains.outgoing.append(|room| encode(&mut data, room));
             Step::Again
         }
         Ok(ConnectionState::TransmitTlsData(transmit)) => {
@@ -211,8 +211,8 @@ fn send<Data>(
         }
         Ok(ConnectionState::EncodeTlsData(mut data)) => {
             match order {
-                Order::Seal(sealing) => encode(&mut data, |record| sealing.append(record)),
-                Order::Close(outgoing) => encode(&mut data, |record| outgoing.push(record)),
+                Order::Seal(sealing) => sealing.encode(&mut data),
+                Order::Close(outgoing) => outgoing.append(|room| encode(&mut data, room)),
             }
             Ok(false)
         }
@@ -283,6 +283,12 @@ impl Sealing<'_> {
         Ok(())
     }
 
+    /// Puts a record that is ready behind what is encrypted so far.
+    fn encode<Data>(&mut self, data: &mut EncodeTlsData<'_, Data>) {
+        let room = self.ciphertext.get_mut(self.len..).unwrap_or_default();
+        self.len += encode(data, room).unwrap_or_default();
+    }
+
     /// Puts records behind what is encrypted so far.
     pub(super) fn append(&mut self, record: &[u8]) {
         let room = self.ciphertext.get_mut(self.len..).unwrap_or_default();
@@ -313,17 +319,14 @@ fn queue_close<Data>(
     }
 }
 
-/// Encodes a record that is ready for `put`.
-fn encode<Data>(data: &mut EncodeTlsData<'_, Data>, put: impl FnOnce(&[u8])) {
-    let mut record = Vec::new();
-    loop {
-        match data.encode(&mut record) {
-            Ok(len) => return put(record.get(..len).unwrap_or_default()),
-            Err(EncodeError::InsufficientSize(short)) if record.len() < short.required_size => {
-                record.resize(short.required_size, 0);
-            }
-            // Not for a record that was just given.
-            Err(_) => return,
-        }
-    }
+/// Encodes a record that is ready into `room`.
+///
+/// # Errors
+/// How much room it wants.
+fn encode<Data>(data: &mut EncodeTlsData<'_, Data>, room: &mut [u8]) -> Result<usize, usize> {
+    data.encode(room).map_err(|error| match error {
+        EncodeError::InsufficientSize(short) => short.required_size,
+        // Not for a record that was just given.
+        EncodeError::AlreadyEncoded => 0,
+    })
 }
