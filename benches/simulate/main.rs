@@ -129,9 +129,15 @@ impl Case {
         let output = self.command(config).args(["-o", "json"]).output()?;
         let played: Value = serde_json::from_slice(&output.stdout)
             .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
-        let sent = played["requests"]["sent"].as_f64();
-        let retried = played["requests"]["retried"].as_f64().unwrap_or_default();
-        let faults = played["faults"].as_array().map_or(0, Vec::len);
+        let sent = played.pointer("/requests/sent").and_then(Value::as_f64);
+        let retried = played
+            .pointer("/requests/retried")
+            .and_then(Value::as_f64)
+            .unwrap_or_default();
+        let faults = played
+            .pointer("/faults")
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len);
         ensure!(sent == Some(720_000.0), "{}: {sent:?} requests", self.title);
         ensure!(
             faults == self.faults.len() / 2,
