@@ -101,17 +101,17 @@ impl PeerSlot {
 
     fn claim(&self, verdict: Result<Known, Refusal>) -> Result<(), rustls::Error> {
         match verdict {
-            Ok(known) => {
-                // A handshake presents one chain and is signed once: neither cell is set twice.
-                drop(self.0.claimed.set(known));
-                Ok(())
-            }
+            Ok(known) => self.0.claimed.set(known).map_err(|_second| again()),
             Err(refusal) => {
                 let error = refusal.certificate_error();
-                drop(self.0.verdict.set(Err(refusal)));
+                self.decide(Err(refusal))?;
                 Err(error.into())
             }
         }
+    }
+
+    fn decide(&self, verdict: Result<Arc<TlsPeer>, Refusal>) -> Result<(), rustls::Error> {
+        self.0.verdict.set(verdict).map_err(|_second| again())
     }
 
     fn prove(
@@ -133,7 +133,7 @@ impl PeerSlot {
         };
         match (proof, claimed) {
             (Ok(valid), Some(known)) => {
-                drop(self.0.verdict.set(Ok(Arc::clone(&known.peer))));
+                self.decide(Ok(Arc::clone(&known.peer)))?;
                 Ok(valid)
             }
             (proof, _) => {
@@ -142,16 +142,23 @@ impl PeerSlot {
                 let error = proof
                     .err()
                     .unwrap_or_else(|| refusal.certificate_error().into());
-                drop(self.0.verdict.set(Err(refusal)));
+                self.decide(Err(refusal))?;
                 Err(error)
             }
         }
     }
 }
 
+/// A handshake presents one chain and is signed once: whoever comes a second time is another, whom
+/// what was found before must not let in.
+fn again() -> rustls::Error {
+    rustls::Error::General("a hearing decides once".to_owned())
+}
+
 /// What we accept a connection with: a client certificate is mandatory, and nothing is resumed.
 ///
-/// Made for each connection, since its verifier keeps the verdict in the slot.
+/// Made for each connection, since its verifier keeps the verdict in the slot: a second handshake
+/// with it fails.
 ///
 /// # Errors
 /// If there is no SVID yet, or rustls refuses our own provider.
@@ -484,10 +491,12 @@ impl ServerCertVerifier for Verifier {
 mod tests {
     use std::io;
 
+    use rustls::sign::{CertifiedKey, SingleCertAndKey};
+    use rustls_pki_types::PrivateKeyDer;
     use tokio::io::{AsyncWriteExt as _, DuplexStream};
 
     use super::*;
-    use crate::fixture::Alone;
+    use crate::fixture::{Alone, certify, svid_files};
     use crate::tls::TlsStream;
 
     const SELF: &str = "spiffe://east.example/zeugma/gateway";
@@ -594,5 +603,92 @@ mod tests {
         );
         assert!(accepted.is_err() && connected.is_err());
         assert!(upstream.slot().peer().is_none());
+    }
+
+    type Met = (Shaken, Shaken);
+
+    /// A handshake of these two: what the server has of it, and the client.
+    async fn meet(server: &Arc<ServerConfig>, client: &Arc<ClientConfig>) -> Met {
+        let (near, far) = tokio::io::duplex(64);
+        let name = ServerName::try_from("east.test").unwrap();
+        tokio::join!(
+            TlsStream::accept(Arc::clone(server), far),
+            flushed(TlsStream::connect(Arc::clone(client), name, near)),
+        )
+    }
+
+    fn error_of(shaken: Shaken) -> rustls::Error {
+        let (error, _) = shaken.err().unwrap();
+        let inner = error.get_ref().unwrap();
+        inner.downcast_ref::<rustls::Error>().unwrap().clone()
+    }
+
+    fn to_anyone(credentials: &Arc<Credentials>) -> (Arc<ClientConfig>, PeerSlot) {
+        let anyone = [IdPattern::parse("spiffe://east.example/*").unwrap()];
+        client_config(credentials, &anyone, &[]).unwrap()
+    }
+
+    fn id(slot: &PeerSlot) -> Option<&str> {
+        Some(slot.peer()?.id.as_str())
+    }
+
+    /// Two of `east.example`, who know each other.
+    fn pair() -> [Arc<Credentials>; 2] {
+        let folder = tempfile::tempdir().unwrap();
+        certify(&folder, &[("cart", CART), ("db", DB)]);
+        ["cart", "db"].map(|name| {
+            let files = svid_files(&folder, name);
+            Arc::new(Credentials::load(&files, 1).unwrap())
+        })
+    }
+
+    const CART: &str = "spiffe://east.example/ns/shop/sa/cart";
+    const DB: &str = "spiffe://east.example/ns/shop/sa/db";
+
+    /// Presents the chain of another, whose key it has not.
+    fn impostor(credentials: &Arc<Credentials>) -> Arc<ClientConfig> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let key = default_provider().key_provider.load_private_key(key);
+        let shown = CertifiedKey::new(credentials.chain().to_vec(), key.unwrap());
+        let (config, _) = to_anyone(credentials);
+        let mut config = ClientConfig::clone(&config);
+        config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(shown));
+        Arc::new(config)
+    }
+
+    #[tokio::test]
+    async fn a_configuration_decides_in_one_handshake() {
+        let [cart, db] = pair();
+        let again = rustls::Error::General("a hearing decides once".to_owned());
+
+        let (server, caller) = server_config(&db, &[]).unwrap();
+        let (client, _) = to_anyone(&cart);
+        let (accepted, _) = meet(&server, &client).await;
+        assert!(accepted.is_ok());
+        assert_eq!(id(&caller), Some(CART));
+        let (client, _) = to_anyone(&db);
+        let (accepted, _) = meet(&server, &client).await;
+        assert_eq!(error_of(accepted), again);
+        assert_eq!(id(&caller), Some(CART));
+
+        let (client, upstream) = to_anyone(&cart);
+        let (server, _) = server_config(&db, &[]).unwrap();
+        let (_, connected) = meet(&server, &client).await;
+        assert!(connected.is_ok());
+        assert_eq!(id(&upstream), Some(DB));
+        let (server, _) = server_config(&cart, &[]).unwrap();
+        let (_, connected) = meet(&server, &client).await;
+        assert_eq!(error_of(connected), again);
+
+        // Nor after a refusal.
+        let (server, caller) = server_config(&db, &[]).unwrap();
+        let (accepted, _) = meet(&server, &impostor(&cart)).await;
+        let refused = rustls::Error::from(rustls::CertificateError::BadSignature);
+        assert_eq!(error_of(accepted), refused);
+        let (client, _) = to_anyone(&cart);
+        let (accepted, _) = meet(&server, &client).await;
+        assert_eq!(error_of(accepted), again);
+        assert_eq!(id(&caller), None);
     }
 }
