@@ -1,0 +1,314 @@
+//! Who decides inside a handshake whether the other end is who it should be.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::verify_tls13_signature;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, PeerMisbehaved, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use zeugma_core::identity::{IdPattern, SpiffeId};
+use zeugma_core::svid::Rule;
+
+use super::cache::Known;
+use super::config::provider;
+use super::credentials::Credentials;
+use super::possession::LeafKey;
+use super::verify::{Refusal, TlsPeer, Usage};
+
+/// The schemes a peer may sign the handshake with: those of R4's keys (RFC 8446 §4.2.3).
+const SCHEMES: [SignatureScheme; 6] = [
+    SignatureScheme::ECDSA_NISTP256_SHA256,
+    SignatureScheme::ECDSA_NISTP384_SHA384,
+    SignatureScheme::ED25519,
+    SignatureScheme::RSA_PSS_SHA256,
+    SignatureScheme::RSA_PSS_SHA384,
+    SignatureScheme::RSA_PSS_SHA512,
+];
+
+/// Where the verifier of one connection leaves its verdict.
+#[derive(Debug, Clone, Default)]
+pub struct PeerSlot(Arc<Slots>);
+
+#[derive(Debug, Default)]
+struct Slots {
+    /// Whose chain is valid; a peer only once it has proved to hold the key.
+    claimed: OnceLock<Known>,
+    verdict: OnceLock<Result<Arc<TlsPeer>, Refusal>>,
+}
+
+impl PeerSlot {
+    /// The peer; `None` until its chain is verified and it has proved to hold the key.
+    #[must_use]
+    pub fn peer(&self) -> Option<&Arc<TlsPeer>> {
+        self.0.verdict.get()?.as_ref().ok()
+    }
+
+    /// Why the peer was refused, if it was the certificate's fault that the handshake failed with
+    /// `error`; `None` for every other failure.
+    #[must_use]
+    pub fn refusal(&self, error: &std::io::Error) -> Option<Refusal> {
+        if let Some(Err(refusal)) = self.0.verdict.get() {
+            return Some(refusal.clone());
+        }
+        let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+        let missing = matches!(error, rustls::Error::NoCertificatesPresented);
+        missing.then(|| Refusal::new(Rule::NoCertificate, "no certificate presented"))
+    }
+
+    fn claim(&self, verdict: Result<Known, Refusal>) -> Result<(), rustls::Error> {
+        match verdict {
+            Ok(known) => self.0.claimed.set(known).map_err(|_second| again()),
+            Err(refusal) => {
+                let error = refusal.certificate_error();
+                self.decide(Err(refusal))?;
+                Err(error.into())
+            }
+        }
+    }
+
+    fn decide(&self, verdict: Result<Arc<TlsPeer>, Refusal>) -> Result<(), rustls::Error> {
+        self.0.verdict.set(verdict).map_err(|_second| again())
+    }
+
+    fn prove(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &provider().signature_verification_algorithms;
+        let claimed = self.0.claimed.get();
+        let proof = match claimed.and_then(|known| known.key.as_ref()) {
+            Some(key) if signed.scheme == LeafKey::SCHEME => {
+                key.verify(message, signed.signature())
+            }
+            _ if SCHEMES.contains(&signed.scheme) => {
+                verify_tls13_signature(message, certificate, signed, algorithms)
+            }
+            _ => Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into()),
+        };
+        match (proof, claimed) {
+            (Ok(valid), Some(known)) => {
+                self.decide(Ok(Arc::clone(&known.peer)))?;
+                Ok(valid)
+            }
+            (proof, _) => {
+                let detail = "the handshake is not signed with the certificate's key";
+                let refusal = Refusal::new(Rule::NoPossession, detail);
+                let error = proof
+                    .err()
+                    .unwrap_or_else(|| refusal.certificate_error().into());
+                self.decide(Err(refusal))?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A handshake presents one chain and is signed once: whoever comes a second time is another, whom
+/// what was found before must not let in.
+fn again() -> rustls::Error {
+    rustls::Error::General("a verification is of one handshake".to_owned())
+}
+
+fn no_tls12() -> rustls::Error {
+    rustls::Error::General("TLS 1.2 is not enabled".to_owned())
+}
+
+tokio::task_local! {
+    /// What decides in the handshake of a caller that a task is at.
+    static OF_TASK: Verification;
+}
+
+/// Says inside the handshake whether a caller whose chain is valid is let in.
+pub(crate) type Admit = Box<dyn Fn(&SpiffeId) -> bool + Send + Sync>;
+
+/// What decides in one handshake whether the other end is who it should be.
+pub(super) struct Verification {
+    credentials: Arc<Credentials>,
+    check: Check,
+    slot: PeerSlot,
+}
+
+/// What is asked besides a valid chain.
+pub(super) enum Check {
+    /// Of who calls us.
+    Caller(Option<Admit>),
+    /// Of whom we called.
+    Upstream(Vec<IdPattern>),
+}
+
+impl Verification {
+    pub(super) fn new(credentials: &Arc<Credentials>, check: Check) -> Self {
+        Self {
+            credentials: Arc::clone(credentials),
+            check,
+            slot: PeerSlot::default(),
+        }
+    }
+
+    /// Where the verdict is found.
+    pub(super) fn slot(&self) -> PeerSlot {
+        self.slot.clone()
+    }
+
+    /// Decides in this handshake, whose verifier is [`Verifier::OfTask`].
+    ///
+    /// # Cancel safety
+    /// As the handshake.
+    pub(super) fn carry<F: Future>(self, handshake: F) -> impl Future<Output = F::Output> {
+        OF_TASK.scope(self, handshake)
+    }
+
+    fn claim(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        match (&self.check, usage) {
+            (Check::Caller(_), Usage::Client) | (Check::Upstream(_), Usage::Server) => {}
+            (Check::Caller(_), Usage::Server) | (Check::Upstream(_), Usage::Client) => {
+                let why = "a verification is of one side of a handshake";
+                return Err(rustls::Error::General(why.to_owned()));
+            }
+        }
+        let verdict = self
+            .credentials
+            .know(end_entity, intermediates, usage, now)
+            .and_then(|known| self.check(&known.peer).map(|()| known));
+        self.slot.claim(verdict)
+    }
+
+    fn check(&self, peer: &TlsPeer) -> Result<(), Refusal> {
+        let detail = match &self.check {
+            Check::Caller(Some(admit)) if !admit(&peer.id) => {
+                format!("{} is not allowed here", peer.id)
+            }
+            Check::Caller(_) => return Ok(()),
+            Check::Upstream(expected) => {
+                if expected.iter().any(|pattern| pattern.matches(&peer.id)) {
+                    return Ok(());
+                }
+                let expected: Vec<_> = expected.iter().map(ToString::to_string).collect();
+                let expected = expected.join(" or ");
+                format!("the peer is {}; expected {expected}", peer.id)
+            }
+        };
+        Err(Refusal::new(Rule::UnexpectedId, detail))
+    }
+}
+
+/// Whom rustls asks.
+pub(super) enum Verifier {
+    /// The verification of the one handshake that its configuration is for.
+    Own(Verification),
+    /// That in which the handshake is carried: rustls has one verifier for a server's configuration,
+    /// and to make one for each connection takes about a microsecond.
+    OfTask,
+}
+
+impl Verifier {
+    fn ask<T>(
+        &self,
+        question: impl FnOnce(&Verification) -> Result<T, rustls::Error>,
+    ) -> Result<T, rustls::Error> {
+        match self {
+            Self::Own(verification) => question(verification),
+            // Outside of one nobody is verified, and nobody let in.
+            Self::OfTask => OF_TASK.try_with(question).unwrap_or_else(|_none| {
+                let why = "nobody decides in this handshake";
+                Err(rustls::Error::General(why.to_owned()))
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").finish_non_exhaustive()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        true
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // Hints would tell every stranger whom we trust, and one SVID is all a caller has.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.ask(|one| one.claim(end_entity, intermediates, Usage::Client, now))
+            .map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.ask(|one| one.slot.prove(message, certificate, signed))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        SCHEMES.to_vec()
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        // T6: an SVID is matched by its URI SAN, never by the DNS name it was reached under.
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.ask(|one| one.claim(end_entity, intermediates, Usage::Server, now))
+            .map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.ask(|one| one.slot.prove(message, certificate, signed))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        SCHEMES.to_vec()
+    }
+}
