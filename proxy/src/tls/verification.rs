@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use zeugma_core::identity::{IdPattern, SpiffeId};
 use zeugma_core::svid::Rule;
 
-use super::cache::Known;
+use super::cache::Claim;
 use super::config::provider;
 use super::credentials::Credentials;
 use super::possession::LeafKey;
@@ -34,7 +34,7 @@ pub struct PeerSlot(Arc<Slots>);
 #[derive(Debug, Default)]
 struct Slots {
     /// Whose chain is valid; a peer only once it has proved to hold the key.
-    claimed: OnceLock<Known>,
+    claimed: OnceLock<Claim>,
     verdict: OnceLock<Result<Arc<TlsPeer>, Refusal>>,
 }
 
@@ -57,9 +57,9 @@ impl PeerSlot {
         missing.then(|| Refusal::new(Rule::NoCertificate, "no certificate presented"))
     }
 
-    fn claim(&self, verdict: Result<Known, Refusal>) -> Result<(), rustls::Error> {
+    fn claim(&self, verdict: Result<Claim, Refusal>) -> Result<(), rustls::Error> {
         match verdict {
-            Ok(known) => self.0.claimed.set(known).map_err(|_second| again()),
+            Ok(claim) => self.0.claimed.set(claim).map_err(|_second| again()),
             Err(refusal) => {
                 let error = refusal.certificate_error();
                 self.decide(Err(refusal))?;
@@ -72,15 +72,16 @@ impl PeerSlot {
         self.0.verdict.set(verdict).map_err(|_second| again())
     }
 
+    /// The chain that is valid, once the handshake is signed with its key.
     fn prove(
         &self,
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+    ) -> Result<(&Claim, HandshakeSignatureValid), rustls::Error> {
         let algorithms = &provider().signature_verification_algorithms;
         let claimed = self.0.claimed.get();
-        let proof = match claimed.and_then(|known| known.key.as_ref()) {
+        let proof = match claimed.and_then(|claim| claim.known.key.as_ref()) {
             Some(key) if signed.scheme == LeafKey::SCHEME => {
                 key.verify(message, signed.signature())
             }
@@ -90,9 +91,9 @@ impl PeerSlot {
             _ => Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into()),
         };
         match (proof, claimed) {
-            (Ok(valid), Some(known)) => {
-                self.decide(Ok(Arc::clone(&known.peer)))?;
-                Ok(valid)
+            (Ok(valid), Some(claim)) => {
+                self.decide(Ok(Arc::clone(&claim.known.peer)))?;
+                Ok((claim, valid))
             }
             (proof, _) => {
                 let detail = "the handshake is not signed with the certificate's key";
@@ -178,9 +179,20 @@ impl Verification {
         }
         let verdict = self
             .credentials
-            .know(end_entity, intermediates, usage, now)
-            .and_then(|known| self.check(&known.peer).map(|()| known));
+            .claim(end_entity, intermediates, usage, now)
+            .and_then(|claim| self.check(&claim.known.peer).map(|()| claim));
         self.slot.claim(verdict)
+    }
+
+    fn prove(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let (claim, valid) = self.slot.prove(message, certificate, signed)?;
+        self.credentials.keep(claim);
+        Ok(valid)
     }
 
     fn check(&self, peer: &TlsPeer) -> Result<(), Refusal> {
@@ -268,7 +280,7 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.ask(|one| one.slot.prove(message, certificate, signed))
+        self.ask(|one| one.prove(message, certificate, signed))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -305,7 +317,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.ask(|one| one.slot.prove(message, certificate, signed))
+        self.ask(|one| one.prove(message, certificate, signed))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -230,3 +230,22 @@ async fn a_configuration_decides_in_one_handshake() {
     assert_eq!(error_of(accepted), again);
     assert_eq!(id(&caller), None);
 }
+
+#[tokio::test]
+async fn a_chain_presented_without_its_key_is_not_kept() {
+    let [cart, db] = pair();
+    let (server, caller) = server_config(&db, &[]).unwrap();
+    let (accepted, _) = meet(&server, &impostor(&cart)).await;
+    let (error, _) = accepted.err().unwrap();
+    let refusal = caller.refusal(&error).unwrap();
+    assert_eq!(refusal.violation.rule, Rule::NoPossession);
+    assert_eq!(db.cached_chains(), 0);
+
+    for _ in 0..2 {
+        let (server, caller) = server_config(&db, &[]).unwrap();
+        let (accepted, _) = meet(&server, &to_anyone(&cart)).await;
+        assert!(accepted.is_ok());
+        assert_eq!(id(&caller), Some(CART));
+        assert_eq!((db.cached_chains(), cart.cached_chains()), (1, 1));
+    }
+}
