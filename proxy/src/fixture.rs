@@ -11,6 +11,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use rustls::internal::msgs::codec::Codec as _;
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -214,6 +217,20 @@ pub(crate) fn certify(folder: &TempDir, all: &[(&str, &str)]) {
         use std::os::unix::fs::PermissionsExt as _;
         fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).unwrap();
     }
+}
+
+/// What a peer with this key presents, outside of every trust domain.
+pub(crate) fn self_signed(key: &KeyPair) -> CertificateDer<'static> {
+    let params = CertificateParams::new(["a.test".to_owned()]).unwrap();
+    params.self_signed(key).unwrap().der().clone()
+}
+
+/// What a peer signs a handshake with (RFC 8446 §4.4.3).
+pub(crate) fn signed(scheme: SignatureScheme, signature: &[u8]) -> DigitallySignedStruct {
+    let mut bytes = u16::from(scheme).to_be_bytes().to_vec();
+    bytes.extend(u16::try_from(signature.len()).unwrap().to_be_bytes());
+    bytes.extend(signature);
+    DigitallySignedStruct::read_bytes(&bytes).unwrap()
 }
 
 /// Where [`certify`] leaves what is of one name.

@@ -1,9 +1,10 @@
 //! Chains that were verified: their signatures are not computed again for each handshake.
 //!
 //! A cache belongs to one [`Credentials`](super::Credentials), so that another bundle or CRL begins
-//! with an empty one: no entry outlives what it was verified with. A chain is kept once the peer has
-//! proved to hold its key: strangers fill nothing, neither with worthless chains nor with those of
-//! others. Whether the peer holds the key, is denied, expected or let in is asked for each handshake.
+//! with an empty one: no entry outlives what it was verified with. A chain is kept once the peer
+//! has proved to hold its key: strangers fill nothing, neither with worthless chains nor with those
+//! of others. Whether the peer holds the key, is denied, expected or let in is asked for each
+//! handshake.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

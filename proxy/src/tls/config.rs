@@ -21,8 +21,8 @@ use super::verification::{Admit, Check, PeerSlot, Verification, Verifier};
 #[cfg(test)]
 mod tests;
 
-/// The cryptography of every connection: hybrid key exchange preferred, AES-128-GCM first (it is the
-/// fastest on machines with AES instructions), TLS 1.3 suites only.
+/// The cryptography of every connection: hybrid key exchange preferred, AES-128-GCM first (it is
+/// the fastest on machines with AES instructions), TLS 1.3 suites only.
 pub(super) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         Arc::new(CryptoProvider {

@@ -218,8 +218,8 @@ impl Verification {
 pub(super) enum Verifier {
     /// The verification of the one handshake that its configuration is for.
     Own(Verification),
-    /// That in which the handshake is carried: rustls has one verifier for a server's configuration,
-    /// and to make one for each connection takes about a microsecond.
+    /// That in which the handshake is carried: rustls has one verifier for a server's
+    /// configuration, and to make one for each connection takes about a microsecond.
     OfTask,
 }
 
@@ -322,5 +322,91 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         SCHEMES.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{
+        ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
+    };
+    use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384};
+
+    use super::super::cache::Known;
+    use super::*;
+    use crate::fixture::{self_signed, signed};
+
+    /// Why a peer that presents this key, and signs so, has not proved to hold it.
+    fn unproved(pair: &KeyPair, scheme: u16, signature: &[u8]) -> Option<rustls::Error> {
+        let leaf = self_signed(pair);
+        let slot = PeerSlot::default();
+        let peer = Arc::new(TlsPeer {
+            id: SpiffeId::parse("spiffe://east.example/ns/shop/sa/cart").unwrap(),
+            serials: Vec::new(),
+            issuers: Vec::new(),
+            anchor: [0; 32],
+            not_after: i64::MAX,
+        });
+        let key = LeafKey::of(&leaf).map(Arc::new);
+        let known = Known { peer, key };
+        slot.claim(Ok(Claim { known, new: None })).unwrap();
+        let signed = signed(SignatureScheme::from(scheme), signature);
+        let error = slot.prove(b"message", &leaf, &signed).err();
+        assert_eq!(slot.peer().is_some(), error.is_none());
+        let refusal = slot.refusal(&std::io::Error::other("any"));
+        let rule = refusal.map(|refusal| refusal.violation.rule);
+        let expected = error.is_some().then_some(Rule::NoPossession);
+        assert_eq!(rule, expected);
+        error
+    }
+
+    /// RFC 8446 §4.2.3: in TLS 1.3 the scheme names the curve and the hash.
+    #[test]
+    fn a_handshake_is_signed_by_the_scheme_of_the_key() {
+        let unadvertised: rustls::Error =
+            PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into();
+        for (kind, signing, good, others) in [
+            (
+                &PKCS_ECDSA_P256_SHA256,
+                &ECDSA_P256_SHA256_ASN1_SIGNING,
+                0x0403,
+                [0x0503, 0x0807, 0x0804, 0x0805, 0x0806],
+            ),
+            (
+                &PKCS_ECDSA_P384_SHA384,
+                &ECDSA_P384_SHA384_ASN1_SIGNING,
+                0x0503,
+                [0x0403, 0x0807, 0x0804, 0x0805, 0x0806],
+            ),
+        ] {
+            let pair = KeyPair::generate_for(kind).unwrap();
+            let signing = EcdsaKeyPair::from_pkcs8(signing, &pair.serialize_der()).unwrap();
+            let signature = signing.sign(&SystemRandom::new(), b"message").unwrap();
+            let with = |scheme| unproved(&pair, scheme, signature.as_ref());
+            assert_eq!(with(good), None);
+            for other in others {
+                let error = with(other).unwrap();
+                assert_ne!(error, unadvertised, "{other:#06x}");
+            }
+            // RSA of before TLS 1.3, SHA-1, P-521, and nothing at all.
+            for other in [0x0401, 0x0501, 0x0203, 0x0603, 0x0000] {
+                assert_eq!(with(other).unwrap(), unadvertised, "{other:#06x}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_signed_before_a_chain_is_shown_proves_nothing() {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let der = pair.serialize_der();
+        let signing = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &der).unwrap();
+        let signature = signing.sign(&SystemRandom::new(), b"message").unwrap();
+        let signed = signed(LeafKey::SCHEME, signature.as_ref());
+        let slot = PeerSlot::default();
+        let proved = slot.prove(b"message", &self_signed(&pair), &signed);
+        let refused = rustls::CertificateError::BadSignature;
+        assert_eq!(proved.map(drop), Err(refused.into()));
+        assert!(slot.peer().is_none());
     }
 }

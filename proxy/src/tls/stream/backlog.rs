@@ -3,7 +3,7 @@
 use std::io;
 
 /// Room for most flights of a handshake, whose records come one by one: a hello with a hybrid share
-/// is 1432 bytes, a server's flight 1869 with one certificate, and some 600 more with an intermediate.
+/// is 1432 bytes, a server's flight 1869 with one certificate, some 600 more with an intermediate.
 const FLIGHT_BYTES: usize = 2560;
 
 /// A queue of bytes that owns memory only while it holds some.
