@@ -99,7 +99,12 @@ fn judged(entry: &Value, snapshot: &Snapshot, directory: &Directory) -> Option<R
         proxy: None,
         verified: verified.as_ref(),
         claimed: claimed.as_ref(),
-        sni: field(entry, "sni").as_str(),
+        sni: match entry.get("sni") {
+            // A gateway of an older build tells none: a name that is no host is let in by no rule that asks
+            // for one, and may be any that is denied.
+            None => Some(""),
+            Some(told) => told.as_str(),
+        },
         service,
         led: None,
         kind,
@@ -147,5 +152,83 @@ impl Ends {
             "judged": self.judged,
             "ending": ending,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zeugma_xds::NodeOptions;
+
+    use super::*;
+
+    /// Whether what asked for this server name, of what is listed, goes on with `rules`.
+    fn goes_on(rules: &str, sni: Option<Value>) -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let mesh = format!(
+            "
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshGateway
+metadata: {{ name: east-gw }}
+spec:
+  trustDomain: east.example
+  cluster: east
+  locality: eu/eu-1
+  svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/ }} }}
+  listeners:
+    mesh: {{ address: '0.0.0.0:15443', role: mesh }}
+    apps: {{ address: '127.0.0.1:15001', role: workloads }}
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: {{ name: db, namespace: shop }}
+spec:
+  port: 5432
+  hosts: [one.example, two.example]
+  backends: [{{ endpoints: ['10.0.0.1:5432'] }}]
+  {rules}
+"
+        );
+        std::fs::write(dir.path().join("mesh.yaml"), mesh).unwrap();
+        let checked = zeugma_xds::check(dir.path(), &NodeOptions::default());
+        assert!(!checked.findings.has_errors(), "{}", checked.findings);
+        let snapshot = &checked.gateways[0].snapshot;
+        let mut entry = json!({
+            "kind": "tcp",
+            "listener": "apps",
+            "source": "127.0.0.1:40000",
+            "service": "shop/db",
+            "port": 5432,
+            "source_principal": "spiffe://east.example/ns/shop/sa/cart",
+        });
+        if let Some(sni) = sni {
+            entry["sni"] = sni;
+        }
+        judged(&entry, snapshot, &Directory::new(snapshot))
+            .unwrap()
+            .is_ok()
+    }
+
+    #[test]
+    fn a_rule_by_server_name_is_taken_to_end_what_is_told_without_one() {
+        let anybody = "allow: [{ listeners: [apps] }]";
+        let denied = "allow: [{ listeners: [apps] }]\n  deny: [{ sni: [one.example] }]";
+        let allowed = "allow: [{ sni: [one.example] }]";
+        let (one, two) = (Some(json!("one.example")), Some(json!("two.example")));
+        for (rules, sni, expected) in [
+            (anybody, None, true),
+            (denied, one.clone(), false),
+            (denied, two.clone(), true),
+            (allowed, one, true),
+            (allowed, two, false),
+            // It came without TLS, or named none.
+            (denied, Some(Value::Null), true),
+            (allowed, Some(Value::Null), false),
+            // Such a gateway is older.
+            (denied, None, false),
+            (allowed, None, false),
+        ] {
+            assert_eq!(goes_on(rules, sni.clone()), expected, "{rules}: {sni:?}");
+        }
     }
 }

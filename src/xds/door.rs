@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -109,17 +110,25 @@ impl Doorkeeper {
 
     async fn run(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
+        self.accept(listener, &mut connections).await;
+        while connections.join_next().await.is_some() {}
+    }
+
+    /// Until the server drains.
+    async fn accept(&self, listener: TcpListener, connections: &mut JoinSet<()>) {
+        let next = || async {
+            let _turn = self.turn.acquire().await;
+            listener.accept().await
+        };
+        // Its place in the order of asking stays, whatever ends meanwhile.
+        let mut accept = pin!(next());
         loop {
-            // Who waits for a turn has it in the order of asking, and nothing is lost with it.
-            let accept = async {
-                let _turn = self.turn.acquire().await;
-                listener.accept().await
-            };
             let accepted = tokio::select! {
-                accepted = accept => accepted,
+                accepted = accept.as_mut() => accepted,
                 Some(_ended) = connections.join_next() => continue,
-                () = self.server.drained() => break,
+                () = self.server.drained() => return,
             };
+            accept.set(next());
             match accepted {
                 Ok((tcp, source)) => {
                     let Ok(place) = Arc::clone(&self.room).try_acquire_owned() else {
@@ -144,8 +153,6 @@ impl Doorkeeper {
                 }
             }
         }
-        drop(listener);
-        while connections.join_next().await.is_some() {}
     }
 
     fn turn_away(&self, error: &dyn std::fmt::Display) {
@@ -245,4 +252,64 @@ fn unix() -> i64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use zeugma_xds::{Admission, Good, ServerLimits, Sources};
+
+    use super::*;
+
+    const MESH: &str = "apiVersion: zeugma.dev/v1alpha1
+kind: MeshGateway
+metadata: { name: east-gw }
+spec:
+  trustDomain: east.example
+  cluster: east
+  locality: eu/eu-1
+  svid: { files: { certificate: gw.pem, key: gw.key, bundles: bundles/ } }
+  listeners: { apps: { address: '127.0.0.1:0', role: workloads } }
+";
+
+    async fn comes<T>(what: &str, of: impl Future<Output = T>) -> T {
+        timeout(Duration::from_secs(20), of).await.expect(what)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_takes_nobodys_turn_to_accept() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("mesh.yaml"), MESH).unwrap();
+        let sources = Sources::read(folder.path()).unwrap();
+        let plane = sources.plane(&Good::default()).unwrap();
+        let limits = ServerLimits::default();
+        let server = Server::new(plane, Admission::default(), limits, "test");
+        let keeper = Doorkeeper::new(server, Door::new(None));
+        let (turn, room) = (Arc::clone(&keeper.turn), Arc::clone(&keeper.room));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(tokio::spawn(keeper.run(listener)));
+        let connect = async || {
+            let mut tcp = TcpStream::connect(address).await.unwrap();
+            // The server's SETTINGS.
+            comes("it is not accepted", tcp.read_exact(&mut [0; 9]))
+                .await
+                .unwrap();
+            tcp
+        };
+        let first = connect().await;
+        // Another that accepts: it asks when the turn is taken.
+        let mut other = pin!(turn.acquire());
+        assert!(timeout(Duration::ZERO, other.as_mut()).await.is_err());
+        drop(first);
+        comes("it goes on", async {
+            while room.available_permits() < CONNECTIONS_MAX {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        // What broke: the end of a connection gave the turn away.
+        connect().await;
+        drop(comes("no other has a turn", other).await.unwrap());
+    }
 }

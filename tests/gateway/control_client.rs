@@ -407,8 +407,9 @@ async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_
     gateway.finish().await;
 }
 
-#[tokio::test]
-async fn what_another_control_plane_gave_serves_until_the_one_that_is_asked_answers() {
+/// A world whose gateway has kept what its control plane gave, and ended, and the control plane too; and how HTTP
+/// calls that one.
+async fn that_kept_orders() -> (World, String) {
     let mut world = World::new().await;
     world.say_orders("1");
     let gateway = world.start().await;
@@ -417,6 +418,12 @@ async fn what_another_control_plane_gave_serves_until_the_one_that_is_asked_answ
     world.control_plane.kill().await;
     gateway.finish().await;
     let former = format!("https://{}", world.control_plane.address);
+    (world, former)
+}
+
+#[tokio::test]
+async fn what_another_control_plane_gave_serves_until_the_one_that_is_asked_answers() {
+    let (mut world, former) = that_kept_orders().await;
     // Nobody listens there.
     let other =
         "{ addresses: ['https://127.0.0.1:1'], spiffeIDs: ['spiffe://east.example/zeugma/xds'] }";
@@ -427,6 +434,99 @@ async fn what_another_control_plane_gave_serves_until_the_one_that_is_asked_answ
     assert_eq!(told(&gateway).await["kept_from"], former);
     let finding = until_finding(&gateway, "ZG0527").await;
     assert!(finding.contains(&former), "{finding}");
+    gateway.finish().await;
+}
+
+/// The same, whose gateway is to ask another one from now on, which says nothing yet.
+async fn pointed_elsewhere() -> (World, String) {
+    let (mut world, former) = that_kept_orders().await;
+    let identity = world.east.identity("zeugma/xds");
+    world.control_plane = ControlPlane::new(Some(&identity));
+    let of = format!(
+        "{{ addresses: ['https://{}'], spiffeIDs: ['spiffe://east.example/zeugma/xds'] }}",
+        world.control_plane.address
+    );
+    world.east.set("controlPlane", &of);
+    (world, former)
+}
+
+/// What broke: the other one was told the versions of the first, which are its own of something else, and sent
+/// nothing.
+#[tokio::test]
+async fn another_control_plane_takes_the_place_of_the_one_before_though_it_counts_alike() {
+    let (mut world, former) = pointed_elsewhere().await;
+    let other = Service::http("other").await;
+    world.control_plane.put(
+        "1",
+        [
+            by_hand::service("orders"),
+            by_hand::endpoints("orders", &[other.address]),
+            by_hand::listener("apps", world.east.apps),
+            by_hand::routes(&["orders"]),
+        ],
+    );
+    let gateway = world.start().await;
+    let said = gateway.message("ZG0527").await;
+    assert!(said.contains(&former), "{said}");
+    eventually("what the other one says", async || {
+        (get(world.east.apps, ORDERS, "/").await.text() == "other").then_some(())
+    })
+    .await;
+    until_no_finding(&gateway).await;
+    let now = told(&gateway).await;
+    assert_eq!(
+        (&now["kept"], &now["kept_from"]),
+        (&Value::Bool(false), &Value::Null)
+    );
+    // What is kept is the other one's.
+    world.control_plane.kill().await;
+    gateway.finish().await;
+    let gateway = world.start().await;
+    gateway.message("ZG0524").await;
+    assert_eq!(told(&gateway).await["kept_from"], Value::Null);
+    assert_eq!(get(world.east.apps, ORDERS, "/").await.text(), "other");
+    gateway.finish().await;
+}
+
+/// What broke: whoever answered was taken for who gave what serves.
+#[tokio::test]
+async fn another_control_plane_all_of_whose_resources_are_refused_gave_nothing() {
+    let (mut world, former) = pointed_elsewhere().await;
+    let bad = [
+        by_hand::service("orders"),
+        by_hand::endpoints("orders", &[world.orders.address]),
+        by_hand::listener("apps", world.east.apps),
+        by_hand::routes(&["orders"]),
+    ];
+    let bad = bad.map(|(name, mut any)| {
+        any.value.extend([0xff, 0xff]);
+        (name, any)
+    });
+    world.control_plane.put("1", bad);
+    let is_the_firsts = async |gateway: &Gateway| {
+        let now = told(gateway).await;
+        assert_eq!(
+            (&now["kept"], &now["kept_from"]),
+            (&Value::Bool(true), &Value::from(&*former)),
+            "{now}"
+        );
+        let finding = until_finding(gateway, "ZG0527").await;
+        assert!(finding.contains(&former), "{finding}");
+        assert_eq!(get(world.east.apps, ORDERS, "/").await.text(), "orders");
+    };
+    let gateway = world.start().await;
+    for kind in [CLUSTER, ENDPOINTS, LISTENER, ROUTES] {
+        let what = format!("a NACK of {kind}");
+        let is_nack = |heard: &crate::mesh::Heard| heard.kind == kind && heard.error.is_some();
+        world.control_plane.heard(&what, is_nack).await;
+    }
+    is_the_firsts(&gateway).await;
+    gateway.finish().await;
+    // And so it is kept.
+    world.control_plane.kill().await;
+    let gateway = world.start().await;
+    gateway.message("ZG0527").await;
+    is_the_firsts(&gateway).await;
     gateway.finish().await;
 }
 

@@ -15,8 +15,10 @@ async fn until_answered(world: &World, times: u64) -> Heard {
     world.control_plane.heard("so many answers", is_late).await
 }
 
-/// All that it says over and over, and what comes of it when it is well again.
-async fn endures(world: &World, gateway: &Gateway, load: &Load) {
+/// All that it says over and over, and what comes of it when it is well again: what has endpoints then beside
+/// orders, and must stay for as long as it is asked.
+#[must_use]
+async fn endures(world: &World, gateway: &Gateway, load: &Load) -> Service {
     world.control_plane.forget();
     world.control_plane.behave(Manner::Flapping);
     until_answered(world, TIMES).await;
@@ -48,6 +50,7 @@ async fn endures(world: &World, gateway: &Gateway, load: &Load) {
         (!other.requests().is_empty()).then_some(())
     })
     .await;
+    other
 }
 
 #[tokio::test]
@@ -57,7 +60,7 @@ async fn a_control_plane_that_says_the_same_or_something_broken_again_and_again_
     let gateway = world.start().await;
     let load = Load::on(world.east.apps);
     load.more(50).await;
-    endures(&world, &gateway, &load).await;
+    let other = endures(&world, &gateway, &load).await;
     // More than anybody has: the stream ends for it, and no memory is given for it.
     world.control_plane.behave(Manner::Huge);
     let finding = until_finding(&gateway, "ZG0522").await;
@@ -73,6 +76,7 @@ async fn a_control_plane_that_says_the_same_or_something_broken_again_and_again_
     })
     .await;
     assert_eq!(load.end().await, 0, "no request fails\n{}", gateway.told());
+    drop(other);
     gateway.finish().await;
 }
 
@@ -84,7 +88,8 @@ async fn nor_does_one_that_knows_no_deltas() {
     let gateway = world.start().await;
     let load = Load::on(world.east.apps);
     load.more(50).await;
-    endures(&world, &gateway, &load).await;
+    let other = endures(&world, &gateway, &load).await;
     assert_eq!(load.end().await, 0, "no request fails\n{}", gateway.told());
+    drop(other);
     gateway.finish().await;
 }

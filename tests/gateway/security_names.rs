@@ -160,6 +160,74 @@ async fn each_field_of_a_server_name_rule_alone_decides_who_is_carried() {
     }
 }
 
+/// A wildcard takes every name below it, in whichever form, and endpoints behind TLS that is passed through
+/// may know more of Istio's forms than we.
+#[tokio::test]
+async fn a_denied_host_below_a_wildcard_is_denied_by_every_name_that_may_mean_it() {
+    let world = World::new().await;
+    world.east.route(
+        "shop/pass",
+        &format!(
+            "
+            port: 443
+            inbound: passthrough
+            hosts: ['*.pass.example']
+            backends: [{{ endpoints: ['{}'], tls: workload }}]
+            export: {{ to: ['*'] }}
+            allow: [{{ sources: ['127.0.0.0/8'] }}]
+            deny: [{{ sni: [one.pass.example] }}]",
+            world.bytes.address
+        ),
+    );
+    let gateway = world.east.start().await;
+    for form in [
+        "H",
+        "H.",
+        "outbound_.443_._.H",
+        "OUTBOUND_.443_._.H",
+        "outbounD_.443_._.H.",
+        "outbound_.443_.v1_.H",
+        "OUTBOUND_.443_.V1_.H",
+        "outbound_.0443_._.H",
+    ] {
+        for host in ["one.pass.example", "ONE.pass.Example"] {
+            let sni = form.replace('H', host);
+            assert!(!world.carries_passed(&sni).await, "{sni}");
+            let line = gateway.log(|line| line["sni"] == *sni).await;
+            assert_eq!(line["verdict"], "denied", "{line}");
+        }
+        for host in [
+            "two.pass.example",
+            "xone.pass.example",
+            "one.one.pass.example",
+        ] {
+            let sni = form.replace('H', host);
+            assert!(world.carries_passed(&sni).await, "{sni}");
+        }
+    }
+    gateway.finish().await;
+}
+
+/// The name is the connection's: among the hosts of one route, what a request names is another matter.
+#[tokio::test]
+async fn a_request_for_another_host_of_the_route_goes_by_the_name_of_its_connection() {
+    let world = World::new().await;
+    world.policy("allow: [{ sni: [one.X] }]");
+    let gateway = world.east.start().await;
+    for (sni, status) in [("one", 200), ("two", 403)] {
+        let sni = format!("{sni}.web.example");
+        let dialled = world.cart.dial(world.east.mesh, &sni, &[b"h2"]);
+        let mut connection = h2(within("a handshake", dialled).await.unwrap()).await;
+        for host in ["one", "two"] {
+            let request = Request::get(format!("http://{host}.web.example/"));
+            let sent = connection.send_request(request.body(empty()).unwrap());
+            let answer = within("an answer", sent).await.unwrap();
+            assert_eq!(answer.status(), status, "{host} by {sni}");
+        }
+    }
+    gateway.finish().await;
+}
+
 trait Bidirectional: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Bidirectional for T {}
 

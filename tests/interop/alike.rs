@@ -427,6 +427,10 @@ const EXPORTED: &[(&str, By, bool)] = &[
     ("b.a.deep.by.example", By::West(CART), true),
     ("x.deep.by.example", By::West(CART), false),
     ("b.x.deep.by.example", By::West(CART), true),
+    // With a port that the route does not have, or of a subset, it may still be meant.
+    ("outbound_.99_._.x.deep.by.example", By::West(CART), false),
+    ("outbound_.80_.v1_.x.deep.by.example", By::West(CART), false),
+    ("outbound_.80_.v1_.a.deep.by.example", By::West(CART), true),
     ("one.by.example", By::Nobody, false),
 ];
 

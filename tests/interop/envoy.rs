@@ -122,6 +122,19 @@ impl Envoy {
         stat(&self.admin, suffix)
     }
 
+    /// The longest of a histogram of times, in milliseconds; `None` until Envoy has summed it up, which it
+    /// does every few seconds.
+    pub(crate) fn longest(&self, histogram: &str) -> Result<Option<f64>> {
+        let of = format!("stats?format=json&filter=^{histogram}$");
+        let answer = curl::get(&format!("http://{}/{of}", self.admin))?;
+        let stats: Value = serde_json::from_str(&answer.body)?;
+        let quantiles = stats.pointer("/stats/0/histograms/computed_quantiles/0/values");
+        let last = quantiles
+            .and_then(Value::as_array)
+            .and_then(|all| all.last());
+        Ok(last.and_then(|one| one.pointer("/cumulative")?.as_f64()))
+    }
+
     /// The listeners that it has.
     pub(crate) fn listeners(&self) -> Result<String> {
         let of = "config_dump?resource=dynamic_listeners";

@@ -21,6 +21,9 @@ use crate::zeugma::{ECHO, ORDERS};
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/grpc_echo.py");
 const CSDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/csds.py");
 
+/// How long an Envoy waits for what it has asked for, unless it is told otherwise.
+const FETCH_MS: f64 = 15_000.0;
+
 /// A control plane of one folder, without TLS.
 pub(crate) struct ControlPlane {
     config: PathBuf,
@@ -98,6 +101,10 @@ impl ControlPlane {
     fn nodes(&self) -> Result<Value> {
         let answer = curl::get(&format!("http://{}/api/v1/nodes", self.admin))?;
         Ok(serde_json::from_str(&answer.body)?)
+    }
+
+    fn metrics(&self) -> Result<String> {
+        Ok(curl::get(&format!("http://{}/metrics", self.admin))?.body)
     }
 
     /// What nodes have, as gRPC's own client is told by CSDS.
@@ -228,6 +235,13 @@ fn envoy_is_served(test: &str, api_type: &str) -> Result<()> {
     let parts = |word: &str| listeners.matches(word).count();
     assert!(parts("sds_config") > 0);
     assert_eq!(parts("\"0.001s\""), parts("sds_config"), "{listeners}");
+    // How long it took all in all until it let anybody in, as it says itself.
+    becomes("ready at once", || {
+        Ok(match envoy.longest("server.initialization_time_ms")? {
+            Some(took) if took < FETCH_MS => "ready at once".to_owned(),
+            took => format!("{took:?} ms"),
+        })
+    })?;
     becomes("200 from near", || body(&envoy))?;
     assert_eq!(plane.rejected()?, Vec::<String>::new());
     // P48.
@@ -235,15 +249,37 @@ fn envoy_is_served(test: &str, api_type: &str) -> Result<()> {
         let status = plane.status()?;
         let is_taken =
             |line: &&str| line.starts_with("east-gw ") && line.ends_with(" SYNCED ACKED");
-        // Clusters, endpoints, listeners and routes; secrets are not served.
-        let served = status.lines().filter(|line| !line.contains("Secret"));
-        let taken = served.filter(is_taken).count();
-        Ok(if taken == 4 {
+        // Clusters, endpoints, listeners and routes, and nothing that it does not take.
+        let taken = status.lines().filter(is_taken).count();
+        Ok(if (taken, status.lines().count()) == (4, 4) {
             "all taken".to_owned()
         } else {
             status
         })
     })?;
+    // It asks us for its secrets too: that is shown, and nothing is late for it.
+    let nodes = plane.nodes()?;
+    let types = nodes
+        .pointer("/nodes/0/types")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let asked: Vec<_> = types
+        .filter_map(|one| Some((one.get("type")?.as_str()?, one.get("served")?.as_bool()?)))
+        .collect();
+    let expected = [
+        ("Cluster", true),
+        ("ClusterLoadAssignment", true),
+        ("Listener", true),
+        ("RouteConfiguration", true),
+        ("Secret", false),
+    ];
+    assert_eq!(asked, expected, "{nodes}");
+    let metrics = plane.metrics()?;
+    for late in ["behind", "unacknowledged", "rejecting"] {
+        let line = format!("zeugma_xds_{late} 0");
+        assert!(metrics.lines().any(|one| one == line), "{metrics}");
+    }
     // P47: what is carried is said every 10 s, from when Envoy was first asked for it.
     becomes("shop/orders carried", || {
         body(&envoy)?;

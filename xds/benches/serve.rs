@@ -211,7 +211,7 @@ fn runtime() -> tokio::runtime::Runtime {
     builder.enable_all().build().unwrap()
 }
 
-/// In turns, as the threads that the server has.
+/// In turns, as the threads that `zeugma xds serve` has: the same loop, written here again.
 async fn accept(listener: std::net::TcpListener, turn: Arc<Semaphore>, server: Server) {
     let listener = TcpListener::from_std(listener).unwrap();
     loop {

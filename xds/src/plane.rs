@@ -25,7 +25,7 @@ pub struct Plane {
 }
 
 /// What Envoy calls itself.
-const ENVOY: &str = "envoy";
+pub(crate) const ENVOY: &str = "envoy";
 
 /// Who asks for a configuration, as it says itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub(crate) struct Claim {
     pub locality: String,
     /// The program.
     pub agent: String,
-    /// Nobody gives it secrets.
+    /// It is an Envoy that nobody gives secrets.
     pub is_bare: bool,
 }
 
@@ -184,7 +184,7 @@ impl Plane {
             // "gRPC C-core", "gRPC Go", "gRPC Java".
             flavor: if claim.agent.starts_with("gRPC") {
                 Flavor::Grpc
-            } else if claim.agent == ENVOY && claim.is_bare {
+            } else if claim.is_bare {
                 Flavor::Bare
             } else if claim.agent == ENVOY {
                 Flavor::Envoy

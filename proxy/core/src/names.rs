@@ -136,11 +136,19 @@ impl SniTarget {
 /// # Errors
 /// As [`SniTarget::parse`].
 pub fn split_sni(sni: &str) -> Result<(Cow<'_, str>, Option<u16>), HostError> {
-    let of_port = (sni.strip_prefix("outbound_.")).and_then(|rest| rest.split_once("_._."));
+    let of_port = strip_outbound(sni).and_then(|rest| rest.split_once("_._."));
     match of_port.and_then(|(port, host)| Some((host, parse_port(port)?))) {
         Some((host, port)) => Ok((canonical(host)?, Some(port))),
         None => Ok((canonical(sni)?, None)),
     }
+}
+
+/// What follows the label `outbound_`, in any case of letters (RFC 4343 §2), with which Istio's forms begin.
+pub(crate) fn strip_outbound(sni: &str) -> Option<&str> {
+    const OUTBOUND: &str = "outbound_.";
+
+    let (label, rest) = sni.split_at_checked(OUTBOUND.len())?;
+    label.eq_ignore_ascii_case(OUTBOUND).then_some(rest)
 }
 
 impl fmt::Display for SniTarget {
@@ -261,6 +269,11 @@ mod tests {
         }
         let target = SniTarget::parse("outbound_.80_._.Orders.").unwrap();
         assert_eq!((target.host.as_str(), target.port), ("orders", Some(80)));
+        for prefix in ["OUTBOUND_.", "Outbound_.", "outbounD_."] {
+            let sni = format!("{prefix}80_._.A.b");
+            let target = SniTarget::parse(&sni).unwrap();
+            assert_eq!((target.host.as_str(), target.port), ("a.b", Some(80)));
+        }
         assert_eq!(SniTarget::parse("outbound_.0_._.a").unwrap().port, None);
         assert_eq!(SniTarget::parse("outbound_.70000_._.a").unwrap().port, None);
     }

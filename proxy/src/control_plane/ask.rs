@@ -44,6 +44,8 @@ pub(crate) async fn run(
     let mut bind_at = side.is_kept().then(|| Instant::now() + AGAIN);
     // All of it is to be kept, which waits for what is being judged.
     let mut owes = false;
+    // Whether something of what this server said was accepted.
+    let mut is_accepted = false;
     loop {
         let bind = at_or_never(bind_at);
         let lost = async {
@@ -69,7 +71,7 @@ pub(crate) async fn run(
             () = lost => {
                 owes = !client.can_keep();
                 if !owes {
-                    keep(&mut client, keeper.as_ref(), OffsetDateTime::now_utc());
+                    keep(&mut client, keeper.as_ref(), None);
                 }
                 continue;
             }
@@ -93,9 +95,13 @@ pub(crate) async fn run(
             }
             Asked::Tell(told) => {
                 let is_answer = matches!(told, Told::Accepted(_) | Told::Refused(..));
+                is_accepted |= matches!(told, Told::Accepted(_));
+                is_accepted &= !matches!(told, Told::Connected(_));
                 side.take(told, &shared.metrics);
-                if is_answer && client.is_confirmed() {
-                    // Where nothing has changed nothing is published, and it is as new all the same.
+                // Where nothing has changed nothing is published, and it is as new all the same; what is
+                // refused says nothing of what serves, nor does what another control plane gave.
+                let is_said = is_answer && is_accepted && client.is_confirmed();
+                if is_said && !client.serves_of_another() {
                     if side.is_kept() {
                         applied(&shared, &mut client, keeper.as_ref());
                     }
@@ -109,7 +115,7 @@ pub(crate) async fn run(
         }
         if owes && client.can_keep() {
             owes = false;
-            keep(&mut client, keeper.as_ref(), OffsetDateTime::now_utc());
+            keep(&mut client, keeper.as_ref(), None);
         }
     }
 }
@@ -121,15 +127,17 @@ async fn at_or_never(at: Option<Instant>) {
     }
 }
 
-/// What a server said last serves: that is known, and kept.
+/// What a server said last serves: that is known, unless some of it is another control plane's still, and kept.
 fn applied(shared: &Shared, client: &mut Client, keeper: Option<&Keeper>) {
     let now = OffsetDateTime::now_utc();
-    shared.control_plane.applied(now, &shared.metrics);
-    keep(client, keeper, now);
+    if !client.serves_of_another() {
+        shared.control_plane.applied(now, &shared.metrics);
+    }
+    keep(client, keeper, Some(now));
 }
 
-/// Has what is new of it be kept, or all of it where nothing is.
-fn keep(client: &mut Client, keeper: Option<&Keeper>, now: OffsetDateTime) {
+/// Has what is new of it be kept, or all of it where nothing is; when it was said, if that is news.
+fn keep(client: &mut Client, keeper: Option<&Keeper>, said: Option<OffsetDateTime>) {
     let Some(keeper) = keeper else {
         // Nobody asks for what is to be kept, which would grow.
         return client.keep_nothing();
@@ -138,7 +146,8 @@ fn keep(client: &mut Client, keeper: Option<&Keeper>, now: OffsetDateTime) {
     if client.can_keep() && keeper.has_lost_given() {
         client.keep_anew();
     }
-    if let Some(given) = client.keep(u64::try_from(now.unix_timestamp()).unwrap_or_default()) {
+    let said = said.map(|at| u64::try_from(at.unix_timestamp()).unwrap_or_default());
+    if let Some(given) = client.keep(said) {
         keeper.keep_given(given);
     }
 }

@@ -70,7 +70,7 @@ struct Known {
     updated: Option<OffsetDateTime>,
     /// Whether what serves is what was kept.
     is_kept: bool,
-    /// Who gave that, where it is none of the servers that are asked.
+    /// Who gave that, all of it or what is left of it, where it is none of the servers that are asked.
     former: Option<String>,
     refused: BTreeMap<(Kind, String), String>,
 }
@@ -394,9 +394,9 @@ impl Side {
         }
         if let Some(by) = &known.former {
             let message = format!(
-                "what serves is what the control plane at {by} gave before the start, which is not asked any more"
+                "what serves is, all or some of it, what the control plane at {by} gave before the start, which is not asked any more"
             );
-            let help = "see that one of `controlPlane.addresses` answers";
+            let help = "see that one of `controlPlane.addresses` answers, and with all of it";
             found.push(finding(FORMER, "warning", message, help));
         }
         for ((kind, name), why) in &known.refused {

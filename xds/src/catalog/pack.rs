@@ -411,11 +411,15 @@ mod tests {
         }
     }
 
-    /// What each Envoy's secrets come from.
-    fn sources(flavor: Flavor) -> Vec<core::ConfigSource> {
+    /// A service that is told who calls, and is asked by TLS.
+    const TOLD: &str = "\n---\napiVersion: zeugma.dev/v1alpha1\nkind: MeshRoute\nmetadata: { name: told, namespace: shop }\nspec: { port: 99, backends: [{ endpoints: [10.0.7.1], tls: mesh, spiffeIDs: [\"spiffe://east.example/ns/shop/*\"], proxyProtocol: true }], allow: [{ listeners: [mesh] }], export: { to: [west] } }\n";
+
+    /// Where a certificate and a trust bundle come from, of everything that has TLS of its own; by listener
+    /// or cluster.
+    fn sources(flavor: Flavor) -> BTreeMap<String, Vec<[core::ConfigSource; 2]>> {
         use crate::pb::tls;
 
-        let made = with_context(MESH, |context, _| {
+        let made = with_context(&format!("{MESH}{TOLD}"), |context, _| {
             let (mut store, mut memo) = (Store::default(), Memo::default());
             catalog(
                 (context, flavor),
@@ -424,24 +428,45 @@ mod tests {
                 &mut Findings::new(),
             )
         });
-        let chains = messages::<listener::Listener>(&made, Kind::Listener).into_values();
-        let chains = chains.flat_map(|one| one.filter_chains);
-        let near = chains.filter_map(|chain| {
-            let context: tls::DownstreamTlsContext = read(&chain.transport_socket?)?;
-            context.common_tls_context
-        });
-        let clusters = messages::<cluster::Cluster>(&made, Kind::Cluster).into_values();
-        let sockets = clusters.flat_map(|one| one.transport_socket_matches);
-        let far = sockets.filter_map(|one| {
-            let context: tls::UpstreamTlsContext = read(&one.transport_socket?)?;
-            context.common_tls_context
-        });
-        let (near, far): (Vec<_>, Vec<_>) = (near.collect(), far.collect());
-        assert!(!near.is_empty() && !far.is_empty());
-        (near.into_iter().chain(far))
-            .flat_map(|tls| tls.tls_certificate_sds_secret_configs)
-            .filter_map(|secret| secret.sds_config)
-            .collect()
+        let mut all = BTreeMap::<_, Vec<_>>::new();
+        let mut add = |name: &String, tls: Option<tls::CommonTlsContext>| {
+            all.entry(name.clone())
+                .or_default()
+                .push(both(tls.unwrap()));
+        };
+        for (name, one) in messages::<listener::Listener>(&made, Kind::Listener) {
+            for socket in (one.filter_chains.into_iter()).filter_map(|one| one.transport_socket) {
+                let context = read::<tls::DownstreamTlsContext>(&socket).unwrap();
+                add(&name, context.common_tls_context);
+            }
+        }
+        for (name, one) in messages::<cluster::Cluster>(&made, Kind::Cluster) {
+            let sockets = one.transport_socket_matches.into_iter();
+            for mut socket in sockets.filter_map(|one| one.transport_socket) {
+                if let Some(around) = read::<pb::ProxyProtocolUpstreamTransport>(&socket) {
+                    socket = around.transport_socket.unwrap();
+                }
+                if let Some(context) = read::<tls::UpstreamTlsContext>(&socket) {
+                    add(&name, context.common_tls_context);
+                }
+            }
+        }
+        all
+    }
+
+    fn both(tls: pb::tls::CommonTlsContext) -> [core::ConfigSource; 2] {
+        use crate::pb::tls::common_tls_context::ValidationContextType;
+
+        let [own] = &*tls.tls_certificate_sds_secret_configs else {
+            panic!("{tls:?}");
+        };
+        let Some(ValidationContextType::CombinedValidationContext(context)) =
+            tls.validation_context_type
+        else {
+            panic!("it trusts anybody");
+        };
+        let trust = context.validation_context_sds_secret_config.unwrap();
+        [own.sds_config.clone(), trust.sds_config].map(Option::unwrap)
     }
 
     fn read<M: Message + Name + Default>(socket: &core::TransportSocket) -> Option<M> {
@@ -455,7 +480,36 @@ mod tests {
     fn p34_an_envoy_waits_for_secrets_only_where_somebody_gives_it_some() {
         use core::config_source::ConfigSourceSpecifier;
 
-        for source in sources(Flavor::Envoy) {
+        let (by_stream, by_us) = (sources(Flavor::Envoy), sources(Flavor::Bare));
+        let mut all: BTreeMap<&str, usize> = (by_us.iter())
+            .map(|(name, all)| (name.as_str(), all.len()))
+            .collect();
+        // TLS ends for the seven ports that are exported and not passed through, and for workloads that
+        // speak it to one of the four of HTTP.
+        let listeners = ["mesh", "apps"].map(|name| all.remove(name).unwrap());
+        assert!(listeners[0] >= 7 && listeners[1] >= 4, "{listeners:?}");
+        // It begins for each backend of a cluster that is a peer or is asked by the mesh's TLS.
+        let expected = [
+            ("mirror|shop/orders:80|west", 1),
+            ("outbound|shop/more:80", 2),
+            ("outbound|shop/more:81", 2),
+            ("outbound|shop/more:82", 2),
+            ("outbound|shop/orders:80", 1),
+            ("outbound|shop/told:99", 1),
+            ("own|shop/more:80", 1),
+            ("own|shop/more:81", 1),
+            ("own|shop/more:82", 1),
+            ("own|shop/told:99", 1),
+            ("peer|north", 1),
+            ("peer|west", 1),
+            ("split|outbound|shop/more:80|backend-1", 1),
+            ("split|outbound|shop/more:80|west", 1),
+            ("split|outbound|shop/more:81|backend-1", 1),
+            ("split|outbound|shop/more:81|west", 1),
+        ];
+        assert_eq!(all, expected.into());
+        assert!(by_stream.keys().eq(by_us.keys()));
+        for source in by_stream.into_values().flatten().flatten() {
             let by_stream = source.config_source_specifier;
             assert!(matches!(
                 by_stream,
@@ -463,7 +517,7 @@ mod tests {
             ));
             assert_eq!(source.initial_fetch_timeout, None);
         }
-        for source in sources(Flavor::Bare) {
+        for source in by_us.into_values().flatten().flatten() {
             let by_us = source.config_source_specifier;
             assert!(matches!(by_us, Some(ConfigSourceSpecifier::Ads(_))));
             // Zero would be for ever.

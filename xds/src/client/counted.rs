@@ -28,7 +28,7 @@ pub(crate) struct Encoding<T>(PhantomData<fn(T)>);
 pub(crate) struct Decoding<U> {
     /// The response that came last. Who reads them puts the next one where this was, however large that
     /// is, for as long as the stream lasts, unless it is somebody's still: the next one gets room of its
-    /// own then, and the room of one that said all there is goes with this.
+    /// own then, and the room of one that said all there is goes when the next has come.
     last: Bytes,
     of: PhantomData<fn() -> U>,
 }

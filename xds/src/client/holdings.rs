@@ -26,6 +26,9 @@ use crate::session::client::{Change, Name, Refusal, Resource, Update, Verdict};
 /// Times that something is left out because it does not fit, before all that is new is.
 const ROUNDS_MAX: usize = 16;
 
+/// Fewer entries than this leave no room that counts.
+const LOOSE_MIN: usize = 64;
+
 /// A resource.
 pub(crate) type Key = (Kind, Name);
 
@@ -62,6 +65,9 @@ pub(crate) struct Holdings {
     node: Node,
     on_empty: OnEmpty,
     entries: BTreeMap<Key, Entry>,
+    /// So many of them came and went since all were put together: a tree that was made one by one in order takes
+    /// twice the memory.
+    loose: usize,
     known: BTreeSet<Kind>,
     /// Whether a listener and a service serve.
     serves: [bool; 2],
@@ -108,6 +114,7 @@ impl Holdings {
             node,
             on_empty,
             entries: BTreeMap::new(),
+            loose: 0,
             known: BTreeSet::new(),
             serves: [false; 2],
             alone: Alone::new(),
@@ -156,6 +163,11 @@ impl Holdings {
         self.entries.get(key)?.good.as_ref()
     }
 
+    /// Whether some of them are of another control plane than the servers.
+    pub(crate) fn is_of_another(&self) -> bool {
+        self.good().any(|(_, one)| one.version.is_none())
+    }
+
     /// Those of them that changed since this was asked last.
     pub(crate) fn take_unkept(&mut self) -> BTreeSet<Key> {
         std::mem::take(&mut self.unkept)
@@ -171,6 +183,7 @@ impl Holdings {
     /// Takes an update; what is wrong in it by itself is a fault.
     pub(crate) fn take(&mut self, update: Update) -> BTreeMap<Key, String> {
         let mut faults = BTreeMap::new();
+        let before = self.entries.len();
         self.known.extend(update.known);
         let changes = update.changes.into_iter().collect();
         let checked = parallel::map(changes, |(key, change): (Key, Change)| {
@@ -207,6 +220,7 @@ impl Holdings {
                 Change::Withdrawn => {}
             }
         }
+        self.loose += self.entries.len() - before;
         faults
     }
 
@@ -381,21 +395,25 @@ impl Holdings {
 
     /// Forgets that there is none of what nobody refers to.
     fn forget(&mut self) {
-        let referred: BTreeSet<Key> = (self.entries.values())
-            .flat_map(|entry| {
+        let is_nothing = |entry: &Entry| entry.good.is_none() && entry.next.is_none();
+        let nothing = self.entries.iter().filter(|(_, entry)| is_nothing(entry));
+        let mut nothing: BTreeSet<Key> = nothing.map(|(key, _)| key.clone()).collect();
+        if !nothing.is_empty() {
+            for entry in self.entries.values() {
                 let next = entry.next.as_ref().and_then(Next::resource);
-                entry.good.iter().chain(next)
-            })
-            .flat_map(|resource| resource.references.iter().cloned())
-            .collect();
-        // Made anew, for a tree that was made one by one in order takes twice the memory.
-        let entries = std::mem::take(&mut self.entries).into_iter();
-        let is_known = |key: &Key, entry: &Entry| {
-            entry.good.is_some() || entry.next.is_some() || referred.contains(key)
-        };
-        self.entries = entries
-            .filter(|(key, entry)| is_known(key, entry))
-            .collect();
+                for to in (entry.good.iter().chain(next)).flat_map(|one| one.references.iter()) {
+                    nothing.remove(to);
+                }
+            }
+        }
+        for key in &nothing {
+            self.entries.remove(key);
+        }
+        self.loose += nothing.len();
+        if self.loose >= LOOSE_MIN && self.loose > self.entries.len() / 2 {
+            self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+            self.loose = 0;
+        }
     }
 
     fn is_put(&self, key: &Key) -> bool {
@@ -457,14 +475,14 @@ impl Holdings {
         let is_of_clusters = |kind| matches!(kind, Kind::Cluster | Kind::Endpoints);
         let is_alike =
             |kind| (blamed.iter()).any(|one| is_of_clusters(one.kind) == is_of_clusters(kind));
-        let suspects: [&dyn Fn(&Key, &Entry) -> bool; 3] = [
-            &|_, entry| entry.is_aside && !is_last,
-            &|(kind, _), _| is_alike(*kind) && !is_last,
-            &|_, _| true,
-        ];
-        for is_suspect in suspects {
+        let is_suspect = |nth: usize, (kind, _): &Key, entry: &Entry| match nth {
+            0 => entry.is_aside && !is_last,
+            1 => is_alike(*kind) && !is_last,
+            _ => true,
+        };
+        for nth in 0..3 {
             for (key, entry) in &self.entries {
-                let is_new = entry.next.is_some() && is_suspect(key, entry);
+                let is_new = entry.next.is_some() && is_suspect(nth, key, entry);
                 if is_new && left_out.insert(key.clone()) && !is_waiting {
                     let why = format!("beside it {kind} `{name}` is not right: {why}");
                     faults.insert(key.clone(), why);

@@ -1,10 +1,13 @@
 //! What a control plane gave, as a file: it serves where none answers at a start (P43).
 //!
 //! ```text
-//! "zeugma resources 3\n" | part: all that there is | part: what changed ... | part: what changed since ...
+//! "zeugma resources 2\n" | part: all that there is | part: what changed ... | part: what changed since ...
 //!
-//! part: length | FNV-1a of the rest | when | by whom | (kind, name, version and body, or that there is none) ...
+//! part: length | FNV-1a of the rest | when | (kind, name, version and body, or that there is none) ...
 //! ```
+//!
+//! Who gave it stands first in a part, as a cluster of which there is none: who does not know that finds no such
+//! cluster to remove.
 //!
 //! What changed is added at the end, so that it costs what it is and not all that there is. A part that
 //! ends too soon was being written when the process ended: it counts for nothing, and those before it are
@@ -14,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::holdings::Key;
-use crate::body::{Body, Pattern};
+use crate::body::{Body, Patterns};
 use crate::fnv::Fnv;
 use crate::pb::Any;
 use crate::session::Kind;
@@ -22,22 +25,15 @@ use crate::session::client::{Resource, references};
 use crate::state::LastGoodError;
 use crate::state::codec::{Corrupt, Reader, Writer};
 
-const MAGIC: &[u8] = b"zeugma resources 3\n";
-/// Of the form before, in which nobody says by whom.
-const MAGIC_2: &[u8] = b"zeugma resources 2\n";
+const MAGIC: &[u8] = b"zeugma resources 2\n";
+/// How the name begins that says who gave a part.
+const BY: &str = "\0by ";
 /// What stands before the body of a part.
 const HEAD_BYTES: usize = size_of::<u64>() + size_of::<u128>();
 /// All is written anew once what was added to it is more than this part of it ...
 const ADDED_PART: usize = 4;
 /// ... and more than that.
 const ADDED_BYTES_MIN: usize = 64 << 10;
-
-/// The form of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Two,
-    Three,
-}
 
 /// Resources that served, and when they came.
 #[derive(Debug, Clone)]
@@ -47,7 +43,7 @@ pub struct Kept {
 }
 
 /// When it came, in seconds since 1970, and which server gave it, as HTTP calls that; empty: nobody knows.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Given {
     pub(super) at: u64,
     pub(super) by: Arc<str>,
@@ -121,7 +117,8 @@ impl Keep {
 }
 
 fn kept(resource: &Resource) -> (Arc<str>, Arc<Body>) {
-    (Arc::clone(&resource.version), Arc::clone(&resource.body))
+    let version = resource.version.clone().unwrap_or_default();
+    (version, Arc::clone(&resource.body))
 }
 
 /// About what a resource takes.
@@ -159,8 +156,13 @@ fn part<'a>(
 ) -> Vec<u8> {
     let mut to = Writer::default();
     to.number(given.at);
-    to.text(&given.by);
-    to.number(resources.len() as u64);
+    let by = (!given.by.is_empty()).then(|| format!("{BY}{}", given.by));
+    to.number((resources.len() + usize::from(by.is_some())) as u64);
+    if let Some(by) = by {
+        to.byte(code(Kind::Cluster));
+        to.text(&by);
+        to.byte(0);
+    }
     for ((kind, name), resource) in resources {
         to.byte(code(*kind));
         to.text(name);
@@ -224,6 +226,10 @@ impl Kept {
         all.map(|(key, one)| len_of(key, Some(one))).sum()
     }
 
+    pub(super) fn given(&self) -> Given {
+        self.given.clone()
+    }
+
     /// When they came, in seconds since 1970.
     #[must_use]
     pub const fn at(&self) -> u64 {
@@ -250,23 +256,17 @@ impl Kept {
     /// [`LastGoodError::Damaged`], or of another version's form.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LastGoodError> {
         let damaged = LastGoodError::Damaged;
-        let (mut rest, form) = match (bytes.strip_prefix(MAGIC), bytes.strip_prefix(MAGIC_2)) {
-            (Some(rest), _) => (rest, Form::Three),
-            (None, Some(rest)) => (rest, Form::Two),
-            (None, None) => return Err(damaged("it holds no resources")),
-        };
+        let mut rest =
+            (bytes.strip_prefix(MAGIC)).ok_or_else(|| damaged("it holds no resources"))?;
         let mut kept = Self {
-            given: Given {
-                at: 0,
-                by: "".into(),
-            },
+            given: Given::default(),
             resources: BTreeMap::new(),
         };
         let mut patterns = BTreeMap::new();
         let first = next_part(&mut rest)?.ok_or_else(|| damaged("it ends too soon"))?;
-        kept.take(first, form, &mut patterns)?;
+        kept.take(first, &mut patterns)?;
         while let Some(part) = next_part(&mut rest)? {
-            kept.take(part, form, &mut patterns)?;
+            kept.take(part, &mut patterns)?;
         }
         Ok(kept)
     }
@@ -275,20 +275,22 @@ impl Kept {
     fn take(
         &mut self,
         part: &[u8],
-        form: Form,
-        patterns: &mut BTreeMap<Kind, Pattern>,
+        patterns: &mut BTreeMap<Kind, Patterns>,
     ) -> Result<(), LastGoodError> {
         let mut came: BTreeMap<Kind, (Vec<_>, Vec<Any>)> = BTreeMap::new();
         let mut from = Reader::new(part);
-        self.given.at = from.number()?;
-        if form == Form::Three {
-            self.given.by = from.text()?;
-        }
-        for _ in 0..from.number()? {
+        self.given = Given {
+            at: from.number()?,
+            by: Arc::default(),
+        };
+        for nth in 0..from.number()? {
             let kind = kind(from.byte()?).ok_or(Corrupt("a kind that is not known"))?;
             let key = (kind, from.text()?);
             if from.byte()? == 0 {
-                self.resources.remove(&key);
+                match key.1.strip_prefix(BY) {
+                    Some(by) if nth == 0 => self.given.by = by.into(),
+                    Some(_) | None => drop(self.resources.remove(&key)),
+                }
                 continue;
             }
             let version = from.text()?;
@@ -328,7 +330,7 @@ impl Kept {
     pub(super) fn resources(&self) -> impl Iterator<Item = (Key, Resource)> {
         self.resources.iter().filter_map(|(key, (version, body))| {
             let resource = Resource {
-                version: Arc::clone(version),
+                version: Some(Arc::clone(version)),
                 body: Arc::clone(body),
                 references: references(key.0, &key.1, &body.to_any()).ok()?,
             };

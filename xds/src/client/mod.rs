@@ -11,6 +11,7 @@
 pub(crate) mod counted;
 pub(crate) mod holdings;
 mod kept;
+mod lent;
 mod pace;
 mod show;
 pub(crate) mod stream;
@@ -32,6 +33,7 @@ pub use self::holdings::OnEmpty;
 use self::holdings::{Draft, Holdings, Key};
 use self::kept::{Given, Written};
 pub use self::kept::{Keep, Kept, More};
+use self::lent::{Failed, Lent};
 use self::pace::Pace;
 use self::stream::{Came, Stream};
 use crate::compile::ResourceList;
@@ -147,7 +149,7 @@ pub enum Told {
 #[derive(Debug)]
 pub struct Client {
     options: ClientOptions,
-    session: Session,
+    session: Lent,
     /// Not there while something is judged on another thread.
     holdings: Option<Holdings>,
     stream: Stream,
@@ -162,8 +164,11 @@ pub struct Client {
     /// Everything that comes is handed out as it is.
     is_reader: bool,
     has_answered: bool,
-    /// Who gave what is to serve, as HTTP calls it; empty: nobody knows.
-    given_by: Arc<str>,
+    /// Who answered last, as HTTP calls it; empty: nobody knows.
+    answered_by: Arc<str>,
+    /// Who gave what serves, and when; as long as some of it is another control plane's, that one.
+    given: Given,
+    is_of_another: bool,
     draft: Option<Draft>,
     /// The version of what serves.
     serves: Option<String>,
@@ -180,7 +185,15 @@ impl Client {
     #[must_use]
     pub fn new(options: ClientOptions, kept: Option<&Kept>) -> (Self, Option<Resumed>) {
         let mut holdings = Holdings::new(options.node.clone(), options.on_empty);
-        let resumed = kept.and_then(|kept| holdings.resume(kept.resources()));
+        let by = kept.and_then(Kept::by);
+        let is_asked = by.is_some_and(|by| options.servers.iter().any(|one| one == by));
+        let resumed = kept.and_then(|kept| {
+            let resources = kept.resources().map(|(key, mut one)| {
+                one.version = one.version.filter(|_| is_asked);
+                (key, one)
+            });
+            holdings.resume(resources)
+        });
         let held = match &resumed {
             Some(_) => {
                 let good = holdings.good();
@@ -193,11 +206,12 @@ impl Client {
             }
         };
         let servers = options.servers.len();
+        let session = Session::new(node(&options.node), servers, Limits::default(), held);
         let serves = resumed
             .as_ref()
             .map(|(draft, _)| draft.served.snapshot.version.to_string());
         let client = Self {
-            session: Session::new(node(&options.node), servers, Limits::default(), held),
+            session: Lent::new(session),
             holdings: Some(holdings),
             stream: Stream::None,
             pace: Pace::new(Instant::now()),
@@ -208,7 +222,9 @@ impl Client {
             under_way: BTreeSet::new(),
             is_reader: false,
             has_answered: false,
-            given_by: kept.and_then(Kept::by).unwrap_or_default().into(),
+            answered_by: by.unwrap_or_default().into(),
+            given: kept.map(Kept::given).unwrap_or_default(),
+            is_of_another: resumed.is_some() && !is_asked,
             draft: None,
             serves,
             written: Written::default(),
@@ -257,7 +273,7 @@ impl Client {
                 }
                 continue;
             }
-            let wake = self.session.wake();
+            let wake = self.session.at_hand().and_then(Session::wake);
             let wake = async {
                 match wake {
                     Some(at) => tokio::time::sleep_until(self.begun + at.since_origin()).await,
@@ -271,7 +287,12 @@ impl Client {
                 }
             };
             let free_at = self.pace.free_at();
+            let is_at_hand = self.session.at_hand().is_some();
             let came = async {
+                if !is_at_hand {
+                    // What waits to be read waits at its server.
+                    return std::future::pending().await;
+                }
                 if free_at > Instant::now() {
                     tokio::time::sleep_until(free_at).await;
                 }
@@ -279,6 +300,13 @@ impl Client {
             };
             // A stream and a task keep what they have; the sleeps are until fixed moments.
             let event = tokio::select! {
+                back = self.session.back() => {
+                    match back {
+                        Ok(actions) => self.actions.extend(actions),
+                        Err(Failed) => self.lost(DEFECT.to_owned(), Ended::Otherwise, draw),
+                    }
+                    continue;
+                }
                 judged = judged => {
                     self.judging = None;
                     if let Some(asked) = self.judged(judged.ok(), draw) {
@@ -339,16 +367,24 @@ impl Client {
     /// Whether everything that the gateway wants to know is there, or is known not to be.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.session.is_complete() && self.judging.is_none() && self.draft.is_none()
+        self.session.at_hand().is_some_and(Session::is_complete)
+            && self.judging.is_none()
+            && self.draft.is_none()
     }
 
     /// Whether a server has said on this stream all there is to say, and it serves as far as it is good.
     #[must_use]
     pub fn is_confirmed(&self) -> bool {
-        self.session.is_confirmed()
+        self.session.at_hand().is_some_and(Session::is_confirmed)
             && self.serves.is_some()
             && self.judging.is_none()
             && self.draft.is_none()
+    }
+
+    /// Whether something serves that none of the servers gave, but another control plane before the start.
+    #[must_use]
+    pub const fn serves_of_another(&self) -> bool {
+        self.is_of_another
     }
 
     /// Whether what serves can be asked for: it is not while something is judged.
@@ -357,16 +393,18 @@ impl Client {
         self.holdings.is_some()
     }
 
-    /// What is to be kept of what serves, after what this gave before; `now` in seconds since 1970.
-    pub fn keep(&mut self, now: u64) -> Option<Keep> {
+    /// What is to be kept of what serves, after what this gave before. `said`: when a server said what serves,
+    /// if that is news, in seconds since 1970.
+    pub fn keep(&mut self, said: Option<u64>) -> Option<Keep> {
         let holdings = self.holdings.as_mut()?;
+        if let Some(at) = said.filter(|_| !self.is_of_another) {
+            let by = Arc::clone(&self.answered_by);
+            self.given = Given { at, by };
+        }
         let changed = holdings.take_unkept();
         let good = |key: &Key| holdings.good_of(key);
         let all = holdings.good();
-        let given = Given {
-            at: now,
-            by: Arc::clone(&self.given_by),
-        };
+        let given = self.given.clone();
         Some(Keep::of(&mut self.written, changed, good, all, given))
     }
 
@@ -388,7 +426,12 @@ impl Client {
     }
 
     fn handle(&mut self, event: Event, draw: fn() -> f64) {
-        let actions = self.session.handle(event, self.now(), draw());
+        let about = match event {
+            Event::Applied(_) => std::mem::take(&mut self.under_way).len(),
+            Event::Opened | Event::Closed(_) | Event::Delta(_) | Event::Full(_) | Event::Tick => 0,
+        };
+        let happened = (event, self.now(), draw());
+        let actions = self.session.handle(happened, about);
         self.actions.extend(actions);
     }
 
@@ -452,7 +495,7 @@ impl Client {
                 if let Notice::Connected(server) = notice {
                     self.has_answered = true;
                     let by = self.options.servers.get(server);
-                    self.given_by = by.map(String::as_str).unwrap_or_default().into();
+                    self.answered_by = by.map(String::as_str).unwrap_or_default().into();
                 }
                 self.told.extend(told(notice));
             }
@@ -526,20 +569,26 @@ impl Client {
         if self.serves.is_some() || !snapshot.listeners.is_empty() {
             self.serves = Some(snapshot.version.to_string());
         }
-        let verdict = (self.holdings.as_mut()).map(|holdings| holdings.commit(draft));
-        self.under_way.clear();
+        let verdict = (self.holdings.as_mut()).map(|holdings| {
+            let verdict = holdings.commit(draft);
+            self.is_of_another = self.is_of_another && holdings.is_of_another();
+            verdict
+        });
         self.handle(Event::Applied(verdict.unwrap_or_default()), draw);
     }
 
     fn refuse_all(&mut self, mut holdings: Holdings, why: &str, draw: fn() -> f64) {
-        let verdict = holdings.refuse(std::mem::take(&mut self.under_way), why);
+        let verdict = holdings.refuse(self.under_way.iter().cloned(), why);
+        self.is_of_another = self.is_of_another && holdings.is_of_another();
         self.holdings = Some(holdings);
         self.handle(Event::Applied(verdict), draw);
     }
 }
 
-/// Why a stream ends whose server reads nothing.
+/// Why a stream ends whose server reads nothing ...
 const UNREAD: &str = "it does not read what is said to it";
+/// ... and one that said what cannot be taken.
+const DEFECT: &str = "a defect of the gateway keeps it from taking what came";
 
 fn seen((kind, name): Key, change: &Change) -> Seen {
     let resource = match change {
@@ -551,7 +600,7 @@ fn seen((kind, name): Key, change: &Change) -> Seen {
     Seen {
         kind,
         name: name.to_string(),
-        version: resource.map(|resource| resource.version.to_string()),
+        version: (resource.and_then(|resource| resource.version.as_deref())).map(str::to_owned),
         bytes: body.map_or(0, |body| body.value.len()),
         metadata: body.and_then(|body| show::metadata(kind, body)),
         body: body.and_then(|body| show::body(kind, body)),

@@ -244,7 +244,7 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
     let holdings = world.client.holdings.as_mut().unwrap();
     assert!(holdings.take_unkept().is_empty());
     // P43: what is kept is read again, serves, and is what the next server is told of.
-    let Some(Keep::Whole(kept)) = world.client.keep(1_700_000_000) else {
+    let Some(Keep::Whole(kept)) = world.client.keep(Some(1_700_000_000)) else {
         panic!("nothing was kept before");
     };
     let bytes = kept.to_bytes();
@@ -267,7 +267,7 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
 #[test]
 fn one_that_was_kept_and_is_refused_costs_no_other() {
     let of = |body: Any| crate::session::client::Resource {
-        version: "1".into(),
+        version: Some("1".into()),
         body: Arc::new(body.into()),
         references: Arc::default(),
     };
@@ -293,7 +293,13 @@ fn one_that_was_kept_and_is_refused_costs_no_other() {
     let refused: Vec<&str> = resumed.refused.iter().map(|(_, name, _)| &**name).collect();
     assert_eq!(refused, ["refused", "unread"]);
     // What does not serve is not kept again, and no server is told that it is there.
-    let held: Vec<_> = client.session.held().map(|(_, name, _)| name).collect();
+    let held: Vec<_> = client
+        .session
+        .at_hand()
+        .unwrap()
+        .held()
+        .map(|(_, name, _)| name)
+        .collect();
     assert_eq!(held.len(), 1, "{held:?}");
     // Where nothing is left there is nothing to begin with.
     let kept = Kept::of(keys[1..].iter().map(|(key, one)| (key, one)), given(1));
@@ -303,7 +309,7 @@ fn one_that_was_kept_and_is_refused_costs_no_other() {
 #[test]
 fn what_is_kept_is_whole_or_nothing() {
     let resource = crate::session::client::Resource {
-        version: "1".into(),
+        version: Some("1".into()),
         body: Arc::new(bare("mesh", 1).into()),
         references: Arc::default(),
     };
@@ -323,7 +329,7 @@ fn what_is_kept_is_whole_or_nothing() {
 #[test]
 fn what_is_added_to_what_is_kept_counts_whole_or_not_at_all() {
     let of = |name: &str, version: &str| crate::session::client::Resource {
-        version: version.into(),
+        version: Some(version.into()),
         body: Arc::new(bare(name, 1).into()),
         references: Arc::default(),
     };
@@ -352,7 +358,7 @@ fn what_is_added_to_what_is_kept_counts_whole_or_not_at_all() {
         let kept = Kept::from_bytes(bytes).unwrap();
         let names = kept.resources();
         let names: Vec<_> = names
-            .map(|((_, name), one)| format!("{name} {}", one.version))
+            .map(|((_, name), one)| format!("{name} {}", one.version.unwrap_or_default()))
             .collect();
         (kept.at(), names)
     };
@@ -399,7 +405,7 @@ fn what_is_added_to_what_is_kept_counts_whole_or_not_at_all() {
 #[test]
 fn what_is_added_at_once_is_one_part() {
     let of = |version: &str| crate::session::client::Resource {
-        version: version.into(),
+        version: Some(version.into()),
         body: Arc::new(bare("mesh", 1).into()),
         references: Arc::default(),
     };
@@ -424,7 +430,7 @@ fn what_is_added_at_once_is_one_part() {
         let versions: Vec<_> = kept.resources().map(|(_, one)| one.version).collect();
         (kept.at(), versions)
     };
-    assert_eq!(read(&all), (2, vec!["3".into()]));
+    assert_eq!(read(&all), (2, vec![Some("3".into())]));
     // Whatever of it has not reached the disk.
     for at in base.len()..all.len() {
         let mut torn = all.clone();
@@ -432,10 +438,37 @@ fn what_is_added_at_once_is_one_part() {
         let is_whole = torn == all;
         let kept = (
             if is_whole { 2 } else { 0 },
-            vec![if is_whole { "3" } else { "1" }.into()],
+            vec![Some(if is_whole { "3" } else { "1" }.into())],
         );
         assert_eq!(read(&torn), kept, "{at}");
     }
+}
+
+#[tokio::test]
+async fn a_large_response_is_published_and_acknowledged_like_any_other() {
+    let mut world = World::new(8 << 20);
+    let (mut requests, say) = world.stream().await;
+    let names: Vec<String> = (1..=600).map(|port| format!("l{port}")).collect();
+    let all: Vec<(&str, &str, Any)> = (names.iter().zip(1..))
+        .map(|(name, port)| (&**name, "1", bare(name, port)))
+        .collect();
+    say.send(Ok(response(Kind::Listener, "n1", &all)))
+        .await
+        .unwrap();
+    // What comes behind it is taken after it.
+    let less = [("l1", "2", bare("l1", 601))];
+    say.send(Ok(response(Kind::Listener, "n2", &less)))
+        .await
+        .unwrap();
+    let mut answered = Vec::new();
+    while answered.len() < 2 {
+        let request = world.meanwhile(requests.next()).await.unwrap().unwrap();
+        assert_eq!(request.error_detail, None);
+        answered.extend(Some(request.response_nonce).filter(|nonce| !nonce.is_empty()));
+    }
+    assert_eq!(answered, ["n1", "n2"]);
+    let last = world.published.last().unwrap();
+    assert_eq!(last.listeners.len(), 600);
 }
 
 #[tokio::test]
@@ -560,7 +593,7 @@ fn given(at: u64) -> Given {
 #[test]
 fn what_is_kept_says_who_gave_it_and_what_a_version_before_kept_does_not() {
     let resource = crate::session::client::Resource {
-        version: "1".into(),
+        version: Some("1".into()),
         body: Arc::new(bare("mesh", 1).into()),
         references: Arc::default(),
     };
@@ -570,16 +603,97 @@ fn what_is_kept_says_who_gave_it_and_what_a_version_before_kept_does_not() {
     assert_eq!((kept.at(), kept.by()), (7, Some("http://plane.example")));
     // "zeugma resources 2": when, how many, a listener, its name, that it is there, its version, its body.
     let body = resource.body.to_any().value;
-    let mut part = vec![7, 1, 2, 0, 4];
-    part.extend(b"mesh");
-    part.extend([1, 0, 1, b'1', u8::try_from(body.len()).unwrap()]);
-    part.extend(&body);
-    let mut before = b"zeugma resources 2\n".to_vec();
-    before.extend((part.len() as u64).to_le_bytes());
-    before.extend(crate::fnv::Fnv::of(&part).to_le_bytes());
-    before.extend(&part);
-    let kept = Kept::from_bytes(&before).unwrap();
+    let mut mesh = vec![2, 0, 4];
+    mesh.extend(b"mesh");
+    mesh.extend([1, 0, 1, b'1', u8::try_from(body.len()).unwrap()]);
+    mesh.extend(&body);
+    let file = |part: &[u8]| {
+        let mut file = b"zeugma resources 2\n".to_vec();
+        file.extend((part.len() as u64).to_le_bytes());
+        file.extend(crate::fnv::Fnv::of(part).to_le_bytes());
+        file.extend(part);
+        file
+    };
+    let kept = Kept::from_bytes(&file(&[&[7, 1], &*mesh].concat())).unwrap();
     assert_eq!((kept.at(), kept.by()), (7, None));
     let all: Vec<_> = kept.resources().collect();
     assert!(matches!(&all[..], [(of, one)] if *of == key && *one == resource));
+    // A version before reads who gave it as a cluster that is gone.
+    let by = b"\0by http://plane.example";
+    let mut gone = vec![0, 0, u8::try_from(by.len()).unwrap()];
+    gone.extend(by);
+    gone.push(0);
+    assert_eq!(bytes, file(&[&[7, 2], &*gone, &mesh].concat()));
+    // Another than the first of a part is one.
+    let swapped = Kept::from_bytes(&file(&[&[7, 2], &*mesh, &gone].concat())).unwrap();
+    assert_eq!(swapped.by(), None);
+}
+
+/// What broke: a server that answered was taken for who gave what serves, though all that it said was refused.
+#[tokio::test]
+async fn what_another_control_plane_gave_is_its_own_until_nothing_of_it_serves() {
+    let two = ["mesh", "more"].map(|name| {
+        let resource = crate::session::client::Resource {
+            version: Some("1".into()),
+            body: Arc::new(bare(name, 1 + u16::from(name == "more")).into()),
+            references: Arc::default(),
+        };
+        ((Kind::Listener, Arc::from(name)), resource)
+    });
+    let kept = Kept::of(two.iter().map(|(key, one)| (key, one)), given(7));
+    let mut world = World::new(1 << 20);
+    let whose = |client: &mut Client, now| {
+        client.keep_anew();
+        let Some(Keep::Whole(kept)) = client.keep(now) else {
+            panic!("all of it is to be kept");
+        };
+        let read = Kept::from_bytes(&kept.to_bytes()).unwrap();
+        (read.at(), read.by().unwrap_or_default().to_owned())
+    };
+    let former = (7, "http://plane.example".to_owned());
+    let (client, resumed) = Client::new(options(1 << 20), Some(&kept));
+    assert_eq!(resumed.unwrap().snapshot.listeners.len(), 2);
+    world.client = client;
+    assert!(world.client.serves_of_another());
+    let (mut requests, say) = world.stream().await;
+    world.meanwhile(requests.next()).await.unwrap().unwrap();
+    let second = world.meanwhile(requests.next()).await.unwrap().unwrap();
+    let mut has: Vec<_> = second.initial_resource_versions.into_iter().collect();
+    has.sort();
+    assert_eq!(
+        has,
+        ["mesh", "more"].map(|name| (name.to_owned(), String::new()))
+    );
+    say.send(Ok(response(Kind::Cluster, "n1", &[])))
+        .await
+        .unwrap();
+    world.meanwhile(requests.next()).await.unwrap().unwrap();
+    let mut answer = async |world: &mut World, nonce: &str, all: &[(&str, &str, Any)]| {
+        let all = response(Kind::Listener, nonce, all);
+        say.send(Ok(all)).await.unwrap();
+        let answer = world.meanwhile(requests.next()).await.unwrap().unwrap();
+        assert_eq!(answer.response_nonce, nonce);
+        answer.error_detail.is_some()
+    };
+    // All that it says is refused.
+    let mut unread = bare("mesh", 1);
+    unread.value.extend([0xff, 0xff]);
+    let bad = [("mesh", "1", unread.clone()), ("more", "1", unread)];
+    assert!(answer(&mut world, "n2", &bad).await);
+    assert!(world.client.is_confirmed() && world.client.serves_of_another());
+    assert_eq!(whose(&mut world.client, Some(9)), former);
+    // One of two is its own, and changed: that serves, and is kept beside the other.
+    assert!(!answer(&mut world, "n3", &[("mesh", "1", bare("mesh", 3))]).await);
+    assert_eq!(world.published.len(), 1);
+    assert!(world.client.serves_of_another());
+    assert_eq!(whose(&mut world.client, Some(10)), former);
+    // So is the other, and nothing new: nothing is published.
+    assert!(!answer(&mut world, "n4", &[("more", "1", bare("more", 2))]).await);
+    assert_eq!(world.published.len(), 1);
+    assert!(!world.client.serves_of_another());
+    assert_eq!(whose(&mut world.client, None), former);
+    let now = (11, "https://xds.example:15012".to_owned());
+    assert_eq!(whose(&mut world.client, Some(11)), now);
+    // What is lost on disk is kept again as what it was.
+    assert_eq!(whose(&mut world.client, None), now);
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use zeugma_core::identity::IdPattern;
-use zeugma_core::names::{HostPattern, SniTarget};
+use zeugma_core::names::{Host, HostPattern, SniTarget};
 use zeugma_core::snapshot::{Node, PathPattern, ValuePattern};
 
 use crate::meta::PositionMeta;
@@ -121,7 +121,10 @@ fn policy(
             &net.0,
         )))
     }));
-    let sni = any_rule((spec.sni.iter().flatten()).flat_map(|name| server_names(&name.0.0, ports)));
+    let sni = any_rule((spec.sni.iter().flatten()).flat_map(|name| match action {
+        rbac::rbac::Action::Deny => denied_names(&name.0.0),
+        rbac::rbac::Action::Allow | rbac::rbac::Action::Log => allowed_names(&name.0.0, ports),
+    }));
     let methods = any_rule(spec.methods.iter().flatten().map(|name| method(&name.0.0)));
     let paths = any_rule(spec.paths.iter().flatten().map(|pattern| path(&pattern.0)));
     let mut ids: Vec<_> = [from, via, sources].into_iter().flatten().collect();
@@ -231,9 +234,11 @@ fn attested_by(peer: &str) -> rbac::Principal {
     ))
 }
 
+/// What stands before a host that is asked for in any of Istio's forms.
+pub(crate) const FORMED: &str = "_.";
+
 /// Every server name of a host: bare, and with each port of the route.
-fn server_names(pattern: &HostPattern, ports: &[u16]) -> Vec<rbac::Permission> {
-    let named = |matched| rule(rbac::permission::Rule::RequestedServerName(matched));
+fn allowed_names(pattern: &HostPattern, ports: &[u16]) -> Vec<rbac::Permission> {
     match pattern {
         HostPattern::Exact(host) => {
             let of_port = |port: &u16| SniTarget {
@@ -242,11 +247,31 @@ fn server_names(pattern: &HostPattern, ports: &[u16]) -> Vec<rbac::Permission> {
             };
             let with_ports = ports.iter().map(of_port).map(|name| name.to_string());
             let all = [host.to_string()].into_iter().chain(with_ports);
-            all.map(|name| named(pb::exactly(&name))).collect()
+            all.map(|name| server_name(pb::exactly(&name))).collect()
         }
-        // With a port it ends so, too.
-        HostPattern::Below(host) => vec![named(pb::ending(&format!(".{host}")))],
+        HostPattern::Below(host) => vec![below(host)],
     }
+}
+
+/// Every server name by which somebody may mean a host. Where a wildcard takes them, there are more than
+/// those with a port of the route.
+fn denied_names(pattern: &HostPattern) -> Vec<rbac::Permission> {
+    match pattern {
+        HostPattern::Exact(host) => vec![
+            server_name(pb::exactly(host.as_str())),
+            server_name(pb::ending(&format!("{FORMED}{host}"))),
+        ],
+        HostPattern::Below(host) => vec![below(host)],
+    }
+}
+
+/// With a port it ends so, too.
+fn below(host: &Host) -> rbac::Permission {
+    server_name(pb::ending(&format!(".{host}")))
+}
+
+const fn server_name(matched: matcher::StringMatcher) -> rbac::Permission {
+    rule(rbac::permission::Rule::RequestedServerName(matched))
 }
 
 fn method(name: &str) -> rbac::Permission {

@@ -33,7 +33,7 @@ pub(crate) fn undenied(context: Context<'_>) -> Findings {
             }
             for (nth, Text(Sni(named))) in rule.value.sni.iter().flatten().enumerate() {
                 if let HostPattern::Below(host) = named
-                    && route.hosts().contains(&HostPattern::Exact(host.clone()))
+                    && route.hosts().iter().any(|of| of.matches(host))
                 {
                     let finding = Finding::error(
                         Code::Unsafe,

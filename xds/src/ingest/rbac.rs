@@ -11,7 +11,7 @@ use zeugma_core::snapshot::{
 };
 
 use super::Names;
-use crate::compile::rbac::{ATTESTED_BY, begin_of_each, in_a_list};
+use crate::compile::rbac::{ATTESTED_BY, FORMED, begin_of_each, in_a_list};
 use crate::pb::{self, matcher, rbac};
 
 /// The rules that one listener has of one list.
@@ -232,7 +232,7 @@ fn read_permission(permission: &rbac::Permission, rule: &mut Rule) -> Result<(),
     }
 }
 
-/// A host that TLS names; its names with a port are said again after the bare one.
+/// A host that TLS names; its names in Istio's forms are said again after the bare one.
 fn read_server_name(name: &matcher::StringMatcher, rule: &mut Rule) -> Option<()> {
     use matcher::string_matcher::MatchPattern;
 
@@ -244,6 +244,11 @@ fn read_server_name(name: &matcher::StringMatcher, rule: &mut Rule) -> Option<()
                 return (rule.sni.last() == Some(&pattern)).then_some(());
             }
             pattern
+        }
+        MatchPattern::Suffix(suffix) if suffix.starts_with(FORMED) => {
+            let host = Host::parse(suffix.strip_prefix(FORMED)?).ok()?;
+            let pattern = SniPattern::Host(HostPattern::Exact(host));
+            return (rule.sni.last() == Some(&pattern)).then_some(());
         }
         MatchPattern::Suffix(suffix) => {
             let below = Host::parse(suffix.strip_prefix('.')?).ok()?;
@@ -302,4 +307,39 @@ pub(super) fn id_pattern(matcher: Option<&matcher::StringMatcher>) -> Result<IdP
         _ => return Err("an identity is matched by its whole or its parent alone".to_owned()),
     };
     IdPattern::parse(&text).map_err(|error| format!("`{text}`: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_named_once_however_many_names_of_it_are_said_after_it() {
+        let read = |names: &[matcher::StringMatcher]| {
+            let mut rule = Rule::default();
+            let all = (names.iter()).try_for_each(|name| read_server_name(name, &mut rule));
+            all.map(|()| rule.sni)
+        };
+        let host = |pattern| SniPattern::Host(HostPattern::parse(pattern).unwrap());
+        let (bare, port) = (pb::exactly("a.x"), pb::exactly("outbound_.80_._.a.x"));
+        let formed = pb::ending("_.a.x");
+        let names = [
+            bare.clone(),
+            port.clone(),
+            formed.clone(),
+            pb::ending(".b.x"),
+        ];
+        assert_eq!(read(&names), Some(vec![host("a.x"), host("*.b.x")]));
+        // By themselves they would be wider than a rule of ours, or narrower.
+        for wrong in [
+            vec![port],
+            vec![formed.clone()],
+            vec![pb::exactly("b.x"), formed.clone()],
+            vec![pb::ending(".a.x"), formed],
+            vec![bare, pb::ending("_.b.x")],
+            vec![pb::ending("a.x")],
+        ] {
+            assert_eq!(read(&wrong), None, "{wrong:?}");
+        }
+    }
 }

@@ -708,9 +708,14 @@ pub(crate) struct RuleSpec {
     /// The source address of the connection.
     pub sources: Option<Vec<Text<IpNet>>>,
     /// The host that the caller's TLS named (SNI), where TLS is terminated or passed through: a host, or
-    /// `*.x` for any depth below `x`, in upper or lower case, for every port of it. What came without TLS,
-    /// or named none, matches no rule with `sni`, in `allow` and in `deny`. Callers name what they like:
-    /// it says what is asked for, and not who asks.
+    /// `*.x` for any depth below `x`, in upper or lower case, for every port of it. The name is the
+    /// connection's, as its ClientHello had it, with ECH the outer one. Callers name what they like: it says
+    /// what is asked for, and not who asks. On an http route it says nothing of a request's `Host`, so that it
+    /// keeps no hosts of one route apart; a route of its own does. Peers' gateways name the first exact
+    /// host of a route that ends TLS, whichever is asked for. What came without TLS, by a one-route listener or
+    /// from a load balancer that ended TLS has no name, and no entry with `sni` matches it, in `allow` and
+    /// in `deny`. Where a split leads to another route, that one's `deny` is asked with the name by which the
+    /// caller came. `deny` takes a name such as `outbound_.80_.v1_.x`, which may mean `x`, for `x` too.
     pub sni: Option<Vec<Text<Sni>>>,
     /// The HTTP method. http only.
     pub methods: Option<Vec<Text<Method>>>,

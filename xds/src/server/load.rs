@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::read::claim;
 use super::stream::Opened;
-use super::wire::{Left, Telling, end, ended};
+use super::wire::{Left, Taking, Telling, end, ended};
 use super::{Shared, lock};
 use crate::canonical;
 use crate::client::counted;
@@ -22,7 +22,7 @@ use crate::pb;
 /// How often a client is to report.
 const EVERY: Duration = Duration::from_secs(10);
 /// Until the first report, and between any two: after that a client counts as gone.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REPORT: Duration = Duration::from_secs(60);
 /// Bytes of a report.
 const REPORT_BYTES_MAX: usize = 4 << 20;
 /// Sums that are kept, of all gateways, clusters and localities.
@@ -172,10 +172,10 @@ impl Load {
 }
 
 /// Takes reports until there are no more.
-pub(super) async fn run(opened: Opened) -> Left {
+pub(super) async fn run(opened: Opened, taking: Taking) -> Left {
     let tell = opened.tell.clone();
     let status = take(opened).await.err().unwrap_or_else(ended);
-    end(&tell, status).await
+    end(&tell, taking, status).await
 }
 
 async fn take(opened: Opened) -> Result<(), Status> {
@@ -188,7 +188,7 @@ async fn take(opened: Opened) -> Result<(), Status> {
     } = opened;
     let mut claimed = None;
     loop {
-        let asked = requests.within(PATIENCE, "no report came", &tell).await?;
+        let asked = requests.within(REPORT, "no report came", &tell).await?;
         let Some(report) = asked else {
             return Ok(());
         };

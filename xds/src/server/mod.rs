@@ -56,8 +56,6 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 const SEND_BYTES_MAX: usize = 64 * 1024;
 /// The longest list of headers of a request.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
-/// What it gets to take an answer, or how a stream ended.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// What it gets to take the last words.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -346,8 +344,14 @@ impl Server {
                 }
                 Some(ended) = streams.join_next() => {
                     if let Ok(Left::Untaken) = ended {
-                        shared.ends(&"nothing of its answer is taken", "", &visitor.caller);
-                        return;
+                        shared.ends(&"what it was told is not taken", "", &visitor.caller);
+                        if streams.is_empty() {
+                            return;
+                        }
+                        // Its others may be told the rest of what is on its way.
+                        if !is_leaving {
+                            leaves_at = Instant::now();
+                        }
                     }
                 }
                 () = sleep_until(leaves_at) => {
@@ -381,6 +385,7 @@ fn open(
         Some(Call::Discovery(protocol, _)) => protocol,
         Some(Call::Status(_) | Call::Load) | None => Protocol::Delta,
     };
+    let (told, taking) = Told::new(protocol, Arc::clone(&shared.identifier), telling);
     let begun = match call {
         None => Err(Status::unimplemented("no such service")),
         Some(call) => Place::take(shared, visitor, protocol).and_then(|place| {
@@ -396,9 +401,11 @@ fn open(
                 tell: tell.clone(),
             };
             let begun = begin.try_send(match call {
-                Call::Discovery(protocol, only) => Box::pin(stream::run(opened, protocol, only)),
-                Call::Status(asks) => Box::pin(status::run(opened, asks)),
-                Call::Load => Box::pin(load::run(opened)),
+                Call::Discovery(protocol, only) => {
+                    Box::pin(stream::run(opened, taking, protocol, only))
+                }
+                Call::Status(asks) => Box::pin(status::run(opened, taking, asks)),
+                Call::Load => Box::pin(load::run(opened, taking)),
             });
             begun.map_err(|_full| Status::resource_exhausted("too many streams at once"))
         }),
@@ -407,7 +414,7 @@ fn open(
         // The channel is new, and has room.
         tell.try_send(Telling::End(status)).ok();
     }
-    let mut response = Response::new(Told::new(protocol, Arc::clone(&shared.identifier), telling));
+    let mut response = Response::new(told);
     let grpc = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(header::CONTENT_TYPE, grpc);
     response

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use crate::canonical::{self, Part};
-use crate::plane::Claim;
+use crate::plane::{Claim, ENVOY};
 use crate::session::server::{Asks, Limits, Protocol, Request, Violation};
 
 /// Bytes of what a node says of itself, of each thing that it says.
@@ -159,7 +159,7 @@ fn at_most<'a>(max: usize, what: &'static str, text: &'a str) -> Result<&'a str,
 
 /// Of a `Node`; what else it says may be long, and is not looked at.
 pub(super) fn claim(mut bytes: &[u8]) -> Result<Claim, Unread> {
-    let mut claim = Claim::default();
+    let (mut claim, mut metadata): (_, &[u8]) = (Claim::default(), &[]);
     while !bytes.is_empty() {
         let part = canonical::next(&mut bytes).ok_or(Unread::Broken("Node"))?;
         let Some(value) = part.message else {
@@ -168,34 +168,35 @@ pub(super) fn claim(mut bytes: &[u8]) -> Result<Claim, Unread> {
         match part.number {
             1 => claim.id = said("node id", value)?,
             2 => claim.cluster = said("node cluster", value)?,
-            3 => claim.is_bare = is_bare(value)?,
+            3 => metadata = value,
             4 => claim.locality = locality(value)?,
             6 => claim.agent = said("user agent name", value)?,
             _ => {}
         }
     }
+    // Anybody else's is anybody's; and what of an Envoy's is not read here says nothing to us.
+    claim.is_bare = claim.agent == ENVOY && is_bare(metadata).unwrap_or_default();
     Ok(claim)
 }
 
-/// Whether a node's metadata says that nobody gives it secrets.
-fn is_bare(mut metadata: &[u8]) -> Result<bool, Unread> {
+/// Whether a node's metadata says that nobody gives it secrets; `None` where it is not read.
+fn is_bare(mut metadata: &[u8]) -> Option<bool> {
     const KEY: &[u8] = b"zeugma.dev/secrets";
-    let broken = || Unread::Broken("Struct");
     let mut is_bare = false;
     while !metadata.is_empty() {
-        let part = canonical::next(&mut metadata).ok_or_else(broken)?;
+        let part = canonical::next(&mut metadata)?;
         // `Struct.fields`, a map, is field 1.
         let Some(entry) = part.message.filter(|_| part.number == 1) else {
             continue;
         };
-        let (key, mut value) = canonical::entry(entry).ok_or_else(broken)?;
+        let (key, mut value) = canonical::entry(entry)?;
         if key == KEY {
             // `Value.string_value` is field 3.
-            let said = canonical::next(&mut value).ok_or_else(broken)?;
+            let said = canonical::next(&mut value)?;
             is_bare = said.number == 3 && said.message == Some(b"none");
         }
     }
-    Ok(is_bare)
+    Some(is_bare)
 }
 
 fn said(what: &'static str, bytes: &[u8]) -> Result<String, Unread> {
@@ -313,8 +314,27 @@ mod tests {
             let claim = claim(&node.encode_to_vec()).unwrap();
             assert_eq!(claim.is_bare, expected, "{key}");
         }
-        let broken = claim(b"\x1a\x02\x0a\x05").unwrap_err();
-        assert_eq!(broken, Unread::Broken("Struct"));
+        let other = Node {
+            metadata: Some(Struct {
+                fields: [("zeugma.dev/secrets".to_owned(), text("none"))].into(),
+            }),
+            user_agent_name: "gRPC Go".to_owned(),
+            ..node()
+        };
+        assert!(!claim(&other.encode_to_vec()).unwrap().is_bare);
+    }
+
+    #[test]
+    fn metadata_that_is_not_read_says_nothing() {
+        let empty = b"\x0a\x16\x0a\x12zeugma.dev/secrets\x12\x00";
+        let group: &[u8] = b"\x0b\x0c";
+        let cut_off: &[u8] = b"\x0a\x05";
+        for metadata in [empty, group, cut_off] {
+            let mut bytes = node().encode_to_vec();
+            prost::encoding::bytes::encode(3, &metadata.to_vec(), &mut bytes);
+            // What broke: it ended the stream.
+            assert_eq!(claim(&bytes), Ok(claimed()));
+        }
     }
 
     #[test]

@@ -291,6 +291,12 @@ impl Shared {
     }
 }
 
+/// Whether anything of this type is served: a client that asks for another is told nothing that it could
+/// take or be late with.
+pub(super) fn is_served(of: &Standing) -> bool {
+    Kind::of_url(&of.type_url).is_some()
+}
+
 /// The last word of a type URL.
 fn short(type_url: &str) -> &str {
     type_url.rsplit('.').next().unwrap_or(type_url)
@@ -337,7 +343,8 @@ impl Standings {
         let (mut behind, mut waiting, mut rejecting, mut lag) = (0_u64, 0_u64, 0_u64, 0.0_f64);
         let all = {
             let streams = lock(&self.streams);
-            for of in streams.all.values().flat_map(|one| &one.types) {
+            let types = streams.all.values().flat_map(|one| &one.types);
+            for of in types.filter(|of| is_served(of)) {
                 behind += u64::from(of.is_behind);
                 waiting += u64::from(of.unacknowledged.is_some());
                 rejecting += u64::from(of.rejected.is_some());
@@ -484,6 +491,7 @@ impl One {
                 });
                 json!({
                     "type": short(&of.type_url),
+                    "served": is_served(of),
                     "subscribed": if of.is_wildcard { json!("*") } else { json!(of.names) },
                     "sent": of.sent.map(|version| version.to_string()),
                     "accepted": of.accepted.map(|version| version.to_string()),

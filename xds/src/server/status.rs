@@ -20,17 +20,21 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 use tonic::Status;
 
-use super::standing::{DETAIL_CHARS_MAX, Known, Place};
+use super::standing::{DETAIL_CHARS_MAX, Known, Place, is_served};
 use super::stream::Opened;
-use super::wire::{Left, Telling, end, ended};
-use super::{Caller, PATIENCE, Shared, lock};
+use super::wire::{Left, Taking, Telling, end, ended};
+use super::{Caller, Shared, lock};
 use crate::session::server::Standing;
 
 /// Until who calls has asked, and between two questions of one call.
 const FIRST: Duration = Duration::from_secs(10);
 const BETWEEN: Duration = Duration::from_secs(600);
-/// Until an answer may be made.
-const TURN: Duration = Duration::from_secs(30);
+/// How long who has an answer may take nothing of it, and all of it may take: it has a turn that others
+/// wait for.
+pub(super) const ANSWER_MOVES: Duration = Duration::from_secs(10);
+const ANSWER_TAKEN: Duration = Duration::from_secs(60);
+/// Until an answer may be made: of two who have the turn before, each may be as slow as it may.
+const TURN: Duration = Duration::from_secs(150);
 /// Bytes of what is asked.
 const ASKED_BYTES_MAX: usize = 64 * 1024;
 /// Of them, what each node is compared with.
@@ -50,18 +54,18 @@ pub(super) enum Asks {
 }
 
 /// Answers until the client has asked all it wants.
-pub(super) async fn run(opened: Opened, asks: Asks) -> Left {
+pub(super) async fn run(opened: Opened, taking: Taking, asks: Asks) -> Left {
     let tell = opened.tell.clone();
-    let status = match answer(opened, asks).await {
+    let status = match answer(opened, &taking, asks).await {
         Ok(Left::Untaken) => return Left::Untaken,
         Ok(Left::Taken) => ended(),
         Err(status) => status,
     };
-    end(&tell, status).await
+    end(&tell, taking, status).await
 }
 
 /// Whether the last answer was taken.
-async fn answer(opened: Opened, asks: Asks) -> Result<Left, Status> {
+async fn answer(opened: Opened, taking: &Taking, asks: Asks) -> Result<Left, Status> {
     let Opened {
         shared,
         place,
@@ -94,8 +98,12 @@ async fn answer(opened: Opened, asks: Asks) -> Result<Left, Status> {
         let message = Telling::Message(Bytes::from_owner(answer));
         tell.try_send(message)
             .map_err(|_gone| Status::cancelled("nobody reads"))?;
-        // Nothing comes: it ends with the answer.
-        if timeout(PATIENCE, taken).await.is_err() {
+        let taken = async {
+            // Nothing comes: it ends with the answer.
+            taken.await.ok();
+        };
+        let taken = taking.while_it_moves(ANSWER_MOVES, taken);
+        if timeout(ANSWER_TAKEN, taken).await != Ok(Left::Taken) {
             return Ok(Left::Untaken);
         }
         if asks == Asks::Once {
@@ -177,7 +185,9 @@ fn append(one: &Known, to: &mut Vec<u8>) -> Result<(), Status> {
             id: one.node.clone(),
             ..Default::default()
         }),
-        generic_xds_configs: one.types.iter().map(of_type).collect(),
+        generic_xds_configs: (one.types.iter().filter(|of| is_served(of)))
+            .map(of_type)
+            .collect(),
         ..Default::default()
     };
     prost::encoding::message::encode(CONFIG, &config, to);

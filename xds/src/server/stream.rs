@@ -10,7 +10,7 @@ use tonic::Status;
 use super::node::Subscribed;
 use super::read::{Unread, read};
 use super::standing::Place;
-use super::wire::{Left, Requests, Telling, end, ended};
+use super::wire::{Left, Requests, Taking, Telling, end, ended};
 use super::{Caller, Shared, set};
 use crate::plane::Claim;
 use crate::session::Kind;
@@ -35,13 +35,18 @@ pub(super) struct Opened {
 }
 
 /// Carries a stream until it ends.
-pub(super) async fn run(opened: Opened, protocol: Protocol, only: Option<Kind>) -> Left {
+pub(super) async fn run(
+    opened: Opened,
+    taking: Taking,
+    protocol: Protocol,
+    only: Option<Kind>,
+) -> Left {
     let tell = opened.tell.clone();
     let status = match carry(opened, protocol, only).await {
         Ok(()) => ended(),
         Err(status) => status,
     };
-    end(&tell, status).await
+    end(&tell, taking, status).await
 }
 
 async fn carry(opened: Opened, protocol: Protocol, only: Option<Kind>) -> Result<(), Status> {

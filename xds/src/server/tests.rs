@@ -18,7 +18,8 @@ use tonic::{Code, Streaming};
 use super::*;
 use crate::{Good, Sources};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Until what a test waits for has come.
+const COMES: Duration = Duration::from_secs(20);
 const MESH: &str = include_str!("../catalog/mesh.yaml");
 
 /// A server on a port of its own, of a folder of its own.
@@ -162,7 +163,7 @@ struct Delta {
 
 impl Delta {
     async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
-        let next = timeout(PATIENCE, self.told.message()).await;
+        let next = timeout(COMES, self.told.message()).await;
         next.expect("nothing came")
             .map(|message| message.expect("it ended"))
     }
@@ -433,7 +434,7 @@ async fn metrics_are_told_while_something_is_compiled() {
     let compiling = lock(&served.server.shared.store);
     let server = served.server.clone();
     let asking = std::thread::spawn(move || tell.send(server.metrics()));
-    let metrics = told.recv_timeout(PATIENCE);
+    let metrics = told.recv_timeout(COMES);
     drop(compiling);
     asking.join().unwrap().ok();
     let metrics = metrics.expect("they wait");
@@ -523,7 +524,7 @@ async fn what_a_node_refused_is_shown_with_its_reason() {
         assert!(metrics.lines().any(|one| one == line), "{line}: {metrics}");
     }
     drop(client);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + COMES;
     while served.server.streams() > 0 {
         assert!(Instant::now() < deadline, "the stream never ends");
         tokio::task::yield_now().await;
@@ -670,7 +671,7 @@ async fn long_requests_wait_until_there_is_memory_and_short_ones_do_not() {
     let (_response, mut body) = open_by_hand(&mut send, LONG);
     let memory = &served.server.shared.memory;
     let free = async |kib: usize| {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + COMES;
         while memory.available_permits() != kib {
             assert!(Instant::now() < deadline, "{memory:?}");
             tokio::task::yield_now().await;
@@ -804,7 +805,7 @@ async fn with_memory_held(held: u32) -> (Served, tokio::sync::OwnedSemaphorePerm
 }
 
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + COMES;
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}");
         tokio::task::yield_now().await;

@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,11 +14,10 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Code, Status};
 
-use super::PATIENCE;
 use crate::session::server::{Protocol, Response};
 
 /// Before each message: whether it is compressed, and how long it is.
@@ -28,8 +28,10 @@ const SMALL: usize = 64 * 1024;
 const REST: Duration = Duration::from_secs(30);
 /// How long a long request waits until it may be read.
 const TURN: Duration = Duration::from_secs(60);
-/// What is handed on at once.
+/// What is handed on at once: so much a peer takes each time for what it was told to move on.
 const CHUNK: usize = 16 * 1024;
+/// How long a peer may take nothing of how a stream ended, and of what was told before.
+pub(super) const END_MOVES: Duration = Duration::from_secs(30);
 
 /// The requests of a stream.
 pub(super) struct Requests {
@@ -212,12 +214,89 @@ pub(super) enum Left {
 }
 
 /// Tells how a stream ended, and waits until that was taken.
-pub(super) async fn end(tell: &mpsc::Sender<Telling>, status: Status) -> Left {
+pub(super) async fn end(tell: &mpsc::Sender<Telling>, taking: Taking, status: Status) -> Left {
     // Room is kept for it; nobody may be there to take it.
     tell.try_send(Telling::End(status)).ok();
-    match timeout(PATIENCE, tell.closed()).await {
-        Ok(()) => Left::Taken,
-        Err(_elapsed) => Left::Untaken,
+    let Taking { moved, all } = taking;
+    let all = async {
+        // Nothing comes: it ends with what it waits for.
+        all.await.ok();
+    };
+    while_it_moves(&moved, END_MOVES, all).await
+}
+
+/// What of a body is not written yet, as its stream sees it: what a peer has no window for stays with its
+/// connection when the body has long ended.
+#[derive(Debug)]
+pub(super) struct Taking {
+    moved: Weak<Untaken>,
+    all: oneshot::Receiver<Infallible>,
+}
+
+/// Held by a body, and by the last bytes of each message of it until they are written.
+#[derive(Debug)]
+struct Untaken {
+    began: Instant,
+    /// When the peer had last let something of it come, in milliseconds from then.
+    moved: AtomicU64,
+    #[expect(dead_code, reason = "its other end sees when it is dropped")]
+    waits: oneshot::Sender<Infallible>,
+}
+
+impl Untaken {
+    fn moves(&self) {
+        let since = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved.store(since, Ordering::Relaxed);
+    }
+
+    fn moved_at(&self) -> Instant {
+        self.began + Duration::from_millis(self.moved.load(Ordering::Relaxed))
+    }
+}
+
+/// The last bytes of a message.
+struct Last {
+    bytes: Bytes,
+    #[expect(dead_code, reason = "it is held as long as the bytes are")]
+    untaken: Arc<Untaken>,
+}
+
+impl AsRef<[u8]> for Last {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Taking {
+    /// Waits for `taken` as long as the peer lets something come, each time in `patience`.
+    pub(super) async fn while_it_moves(
+        &self,
+        patience: Duration,
+        taken: impl Future<Output = ()>,
+    ) -> Left {
+        while_it_moves(&self.moved, patience, taken).await
+    }
+}
+
+async fn while_it_moves(
+    moved: &Weak<Untaken>,
+    patience: Duration,
+    taken: impl Future<Output = ()>,
+) -> Left {
+    let mut taken = pin!(taken);
+    let mut until = Instant::now() + patience;
+    loop {
+        if timeout_at(until, taken.as_mut()).await.is_ok() {
+            return Left::Taken;
+        }
+        let Some(untaken) = moved.upgrade() else {
+            return Left::Taken;
+        };
+        let later = untaken.moved_at() + patience;
+        if later <= until {
+            return Left::Untaken;
+        }
+        until = later;
     }
 }
 
@@ -227,6 +306,7 @@ pub(super) struct Told {
     protocol: Protocol,
     identifier: Arc<str>,
     telling: mpsc::Receiver<Telling>,
+    untaken: Arc<Untaken>,
     /// The rest of the response under way.
     rest: VecDeque<Bytes>,
     is_ended: bool,
@@ -237,19 +317,44 @@ impl Told {
         protocol: Protocol,
         identifier: Arc<str>,
         telling: mpsc::Receiver<Telling>,
-    ) -> Self {
-        Self {
+    ) -> (Self, Taking) {
+        let (waits, all) = oneshot::channel();
+        let untaken = Arc::new(Untaken {
+            began: Instant::now(),
+            moved: AtomicU64::new(0),
+            waits,
+        });
+        let moved = Arc::downgrade(&untaken);
+        let told = Self {
             protocol,
             identifier,
             telling,
+            untaken,
             rest: VecDeque::new(),
             is_ended: false,
-        }
+        };
+        (told, Taking { moved, all })
     }
 
-    /// Small pieces go together; large ones as they are.
+    /// The next piece, and with the last of a message what waits for it.
+    fn piece(&mut self) -> Option<Bytes> {
+        let chunk = self.chunk()?;
+        self.untaken.moves();
+        if !self.rest.is_empty() {
+            return Some(chunk);
+        }
+        Some(Bytes::from_owner(Last {
+            bytes: chunk,
+            untaken: Arc::clone(&self.untaken),
+        }))
+    }
+
+    /// Small pieces go together; larger ones one after the other, for they stay until they are written.
     fn chunk(&mut self) -> Option<Bytes> {
-        let first = self.rest.pop_front()?;
+        let mut first = self.rest.pop_front()?;
+        if first.len() > CHUNK {
+            self.rest.push_front(first.split_off(CHUNK));
+        }
         if first.len() >= CHUNK / 2 || self.rest.is_empty() {
             return Some(first);
         }
@@ -275,8 +380,8 @@ impl Body for Told {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         loop {
-            if let Some(chunk) = this.chunk() {
-                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            if let Some(piece) = this.piece() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
             if this.is_ended {
                 return Poll::Ready(None);

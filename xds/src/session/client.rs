@@ -52,7 +52,9 @@ const FEATURES: [&str; 1] = ["xds.config.resource-in-sotw"];
 /// A resource as it came.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Resource {
-    pub(crate) version: Arc<str>,
+    /// None where none of the servers gave it, but another control plane before: its versions say nothing to
+    /// them (P4).
+    pub(crate) version: Option<Arc<str>>,
     pub(crate) body: Arc<Body>,
     pub(crate) references: References,
 }
@@ -547,6 +549,7 @@ impl Session {
         for of in self.kinds.values_mut() {
             of.settle(&mut self.referred);
         }
+        self.referred.compact();
     }
 
     /// Wants just what is referred to.

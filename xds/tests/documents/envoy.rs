@@ -214,6 +214,9 @@ fn who_is_let_in_by_a_name_below_a_host_of_the_route_is_no_business_of_envoys() 
         ("allow: [{ sni: ['*.a.example'] }]", true),
         ("allow: [{ sni: [a.example, '*.a.example'] }]", true),
         ("allow: [{ sni: [a.example, '*.b.example'] }]", false),
+        // A wildcard of the route takes it.
+        ("allow: [{ sni: ['*.c.b.example'] }]", true),
+        ("allow: [{ sni: [c.b.example] }]", false),
         // It denies one more.
         (
             "allow: [{ sni: [a.example] }], deny: [{ sni: ['*.a.example'] }]",

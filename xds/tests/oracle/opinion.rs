@@ -86,7 +86,7 @@ fn found<'a>(
     };
     facts.sni = Some(sni);
     let (host, port) = server_name(sni);
-    let routes = of_host(world, call.listener, host);
+    let routes = of_host(world, call.listener, &host);
     let chosen = match (port, routes.as_slice()) {
         // "Unknown or exported to nobody."
         (_, []) => return Err("sni-unknown"),
@@ -232,6 +232,11 @@ fn allows(entry: &Entry, facts: &Facts<'_>) -> bool {
     };
     (entry.from.as_ref()).is_none_or(|from| id.is_some_and(|id| is_named(id, from)))
         && is_where_it_says(entry, facts)
+        && (entry.sni.as_ref()).is_none_or(|names| {
+            // "A host, or `*.x` for any depth below `x`, for every port of it."
+            let host = facts.sni.map(|sni| server_name(sni).0);
+            host.is_some_and(|host| is_host(host.strip_suffix('.').unwrap_or(&host), names))
+        })
         && (entry.methods.as_ref()).is_none_or(|methods| {
             (facts.request).is_some_and(|asked| methods.contains(&asked.method))
         })
@@ -268,6 +273,10 @@ fn denies(entry: &Entry, facts: &Facts<'_>) -> bool {
     };
     (entry.from.as_ref()).is_none_or(|from| ids.into_iter().flatten().any(|id| is_named(id, from)))
         && is_where_it_says(entry, facts)
+        && (entry.sni.as_ref()).is_none_or(|names| {
+            let hosts = facts.sni.map(hosts_perhaps).unwrap_or_default();
+            hosts.iter().any(|host| is_host(host, names))
+        })
         && (entry.methods.as_ref()).is_none_or(|methods| {
             let is_asked = |asked: &Request| {
                 let asked = asked.method.to_ascii_uppercase();
@@ -311,26 +320,18 @@ fn is_value(value: &str, of: &str) -> bool {
     }
 }
 
+fn is_host(host: &str, names: &[&str]) -> bool {
+    names.iter().any(|of| match of.strip_prefix("*.") {
+        Some(above) => (host.split_once('.'))
+            .is_some_and(|(_, rest)| rest == above || rest.ends_with(&format!(".{above}"))),
+        None => host == *of,
+    })
+}
+
 fn is_where_it_says(entry: &Entry, facts: &Facts<'_>) -> bool {
     (entry.via.as_ref())
         .is_none_or(|via| (facts.attested).is_some_and(|(peer, _)| via.contains(&peer.name)))
         && (entry.listeners.as_ref()).is_none_or(|names| names.contains(&facts.listener))
-        && (entry.sni.as_ref()).is_none_or(|names| {
-            // "A host, or `*.x` for any depth below `x`, for every port of it."
-            let host = facts.sni.map(|sni| server_name(sni).0.to_ascii_lowercase());
-            let host = host
-                .as_ref()
-                .map(|host| host.strip_suffix('.').unwrap_or(host));
-            let is_named = |host: &str| {
-                names.iter().any(|of| match of.strip_prefix("*.") {
-                    Some(above) => host.split_once('.').is_some_and(|(_, rest)| {
-                        rest == above || rest.ends_with(&format!(".{above}"))
-                    }),
-                    None => host == *of,
-                })
-            };
-            host.is_some_and(is_named)
-        })
         && (entry.sources.as_ref()).is_none_or(|nets| is_in(&facts.source, nets))
 }
 
@@ -495,14 +496,32 @@ fn is_name(host: &str) -> bool {
 }
 
 /// "Istio's `outbound_.<port>_._.<host>`; both forms are always accepted."
-fn server_name(sni: &str) -> (&str, Option<u16>) {
+fn server_name(sni: &str) -> (String, Option<u16>) {
+    let sni = sni.to_ascii_lowercase();
     let parts = sni
         .strip_prefix("outbound_.")
         .and_then(|rest| rest.split_once("_._."));
-    match parts.and_then(|(port, host)| Some((host, number(port)?))) {
+    match parts.and_then(|(port, host)| Some((host.to_owned(), number(port)?))) {
         Some((host, port)) => (host, Some(port)),
         None => (sni, None),
     }
+}
+
+/// Every host that somebody might read in a server name: "in doubt a `deny` matches", and where labels go
+/// before one as in Istio's forms, what stands after them may be meant.
+fn hosts_perhaps(sni: &str) -> Vec<String> {
+    let (host, _) = server_name(sni);
+    let host = host.strip_suffix('.').unwrap_or(&host).to_owned();
+    let labels: Vec<&str> = host.split('.').collect();
+    let mut hosts = vec![host.clone()];
+    if labels[0] == "outbound_" {
+        for (nth, label) in labels.iter().enumerate() {
+            if label.ends_with('_') {
+                hosts.push(labels[nth + 1..].join("."));
+            }
+        }
+    }
+    hosts
 }
 
 fn split(authority: &str) -> Option<(&str, Option<u16>)> {

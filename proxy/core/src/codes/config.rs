@@ -291,7 +291,7 @@ pub(super) const RESOURCES: &[Entry] = &[
         "ZG0527",
         "what another control plane gave serves",
         &[Log, Finding],
-        "At its start the gateway took the configuration that it had kept in `stateDir`, and none of `controlPlane.addresses` gave that: the gateway was pointed to another control plane since. It serves until one of these says something else, for without it nothing would.",
+        "At its start the gateway took the configuration that it had kept in `stateDir`, and none of `controlPlane.addresses` gave that: the gateway was pointed to another control plane since. It serves until one of these has said what takes its place, or that nothing does; what of that is refused takes no place. Without it nothing would serve.",
         "Nothing, if one of `controlPlane.addresses` answers soon. Where what is kept must not serve, stop the gateway and remove `control-plane` from its folder in `stateDir`.",
     ),
 ];

@@ -81,7 +81,7 @@ fn node() -> Node {
 fn put(kind: Kind, name: &str, version: &str, any: &Any) -> (Key, Change) {
     let references = crate::session::client::references(kind, name, any);
     let resource = Resource {
-        version: version.into(),
+        version: Some(version.into()),
         body: Arc::new(any.clone().into()),
         references: references.unwrap(),
     };
@@ -239,8 +239,8 @@ fn p29_one_that_is_bad_keeps_its_last_good_one_and_the_others_serve() {
             .version
             .clone()
     };
-    assert_eq!(&*version("outbound|shop/cart:80"), "1");
-    assert_eq!(&*version("outbound|shop/orders:80"), "2");
+    assert_eq!(version("outbound|shop/cart:80").as_deref(), Some("1"));
+    assert_eq!(version("outbound|shop/orders:80").as_deref(), Some("2"));
 }
 
 #[test]
@@ -402,7 +402,7 @@ fn what_waits_beside_endpoints_that_are_to_come_is_refused_once_they_are_there()
     let put = (
         (Endpoints, "orders".into()),
         Change::Put(Resource {
-            version: "1".into(),
+            version: Some("1".into()),
             body: Arc::new(wrong.into()),
             references: Arc::default(),
         }),
@@ -637,6 +637,35 @@ fn strange_endpoints(cluster: &str) -> (Key, Change) {
         ..Default::default()
     };
     put(Endpoints, cluster, "1", &pb::pack(&all))
+}
+
+/// What broke: after each change that was not alone all of it was put together anew.
+#[test]
+fn all_is_put_together_anew_where_most_of_it_came_or_went_and_not_for_one() {
+    let mut gateway = GATEWAY.to_owned();
+    for nth in 0..LOOSE_MIN {
+        let port = 16_000 + nth;
+        gateway.push_str(&format!(
+            "    l{nth}: {{ address: \"127.0.0.1:{port}\", role: workloads }}\n"
+        ));
+    }
+    let kinds = [Cluster, Listener, Routes];
+    let few = compiled(&[&gateway, ORDERS]);
+    let more = compiled(&[&gateway, ORDERS, CART]);
+    let mut given = Given::new();
+    assert_eq!(given.give(all_known(puts(&few, &kinds, "1"))), NOTHING);
+    assert_eq!(given.holdings.loose, 0);
+    assert_eq!(given.give(all_known(puts(&more, &kinds, "2"))), NOTHING);
+    let new = more.len() - few.len();
+    assert!(new > 0);
+    assert_eq!(given.holdings.loose, new);
+    // What nobody refers to and nothing is left of is forgotten.
+    let gone = (Endpoints, "nobody's".into());
+    given.give(all_known(vec![(gone, Change::Missing)]));
+    assert_eq!(given.holdings.loose, new + 2);
+    assert_eq!(given.holdings.entries.len(), more.len());
+    given.holdings.refuse([], "no use");
+    assert_eq!(given.holdings.loose, new + 2);
 }
 
 #[test]

@@ -491,8 +491,13 @@ fn meet_names(a: &[SniPattern], b: &[SniPattern]) -> Vec<SniPattern> {
     };
     let mut both: Vec<SniPattern> = Vec::new();
     for (a, b) in a.iter().flat_map(|a| b.iter().map(move |b| (a, b))) {
-        let (SniPattern::Text(x) | SniPattern::Host(x)) = a;
-        let (SniPattern::Text(y) | SniPattern::Host(y)) = b;
+        let (x, y) = match (a, b) {
+            (SniPattern::Text(x), SniPattern::Text(y))
+            | (SniPattern::Host(x), SniPattern::Host(y)) => (x, y),
+            // Of what both name there is no pattern; no rule of a stranger names hosts.
+            (SniPattern::Text(_), SniPattern::Host(_))
+            | (SniPattern::Host(_), SniPattern::Text(_)) => continue,
+        };
         let narrower = if is_within(x, y) {
             Some(a)
         } else {
@@ -569,4 +574,26 @@ fn add<T: Clone + PartialEq>(known: &mut Vec<T>, more: &[T]) -> Option<()> {
         .collect();
     known.extend(new);
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_one_kind_are_met_with_each_other() {
+        let of = |kind: fn(HostPattern) -> SniPattern, pattern| {
+            kind(HostPattern::parse(pattern).unwrap())
+        };
+        let (text, host) = (SniPattern::Text, SniPattern::Host);
+        for kind in [text, host] {
+            let both = meet_names(&[of(kind, "*.a")], &[of(kind, "b.a"), of(kind, "b.c")]);
+            assert_eq!(both, [of(kind, "b.a")]);
+        }
+        // `outbound_.80_._.b.a` is below `a` by its text, and is the host `b.a`.
+        let both = meet_names(&[of(text, "*.a")], &[of(host, "b.a")]);
+        assert_eq!(both, []);
+        let both = meet_names(&[of(host, "b.a")], &[of(text, "b.a")]);
+        assert_eq!(both, []);
+    }
 }

@@ -1,5 +1,7 @@
 //! `allow` and `deny`: each entry must have a path on which it could match.
 
+mod names;
+
 use std::collections::BTreeMap;
 
 use zeugma_core::names::HostPattern;
@@ -16,12 +18,34 @@ use crate::yaml::Placed;
 /// One way a connection reaches a route, by the table "What each path does".
 struct Way {
     listener: String,
+    /// Whether peers' gateways come in on it.
+    is_mesh: bool,
     /// Whether TLS comes in on it, which names a host.
     has_sni: bool,
     /// Whether the caller's identity is known.
     has_identity: bool,
     /// Whether requests are read.
     has_requests: bool,
+}
+
+impl Way {
+    /// Whether `rule` may match what comes so, by everything but a server name.
+    fn is_asked(&self, rule: &RuleSpec) -> bool {
+        let needs_identity = rule.from.is_some() || rule.via.is_some();
+        let needs_requests = asks_request(rule);
+        self.is_named(rule)
+            && (self.has_identity || !needs_identity)
+            && (self.has_requests || !needs_requests)
+    }
+
+    fn is_named(&self, rule: &RuleSpec) -> bool {
+        (rule.listeners.as_ref())
+            .is_none_or(|names| names.iter().any(|name| name.0.0 == self.listener))
+    }
+}
+
+const fn asks_request(rule: &RuleSpec) -> bool {
+    rule.methods.is_some() || rule.paths.is_some() || rule.headers.is_some()
 }
 
 pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
@@ -33,6 +57,7 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
             let is_known = references(model, check, rule, &path);
             if is_known && !model.gateways.is_empty() {
                 can_match(check, &ways, rule, &path);
+                names::check(model, check, &ways, rule, &path);
             }
         }
     }
@@ -51,6 +76,7 @@ fn ways(model: &Model, check: &Checker<'_, MeshRoute>) -> Vec<Way> {
             let mut way = |has_sni, has_identity, has_requests| {
                 ways.push(Way {
                     listener: name.clone(),
+                    is_mesh: listener.route.is_none() && listener.role == RoleSpec::Mesh,
                     has_sni,
                     has_identity,
                     has_requests,
@@ -289,20 +315,9 @@ fn attested(model: &Model, check: &mut Checker<'_, MeshRoute>, rule: &RuleSpec, 
 
 fn can_match(check: &mut Checker<'_, MeshRoute>, ways: &[Way], rule: &RuleSpec, path: &str) {
     let needs_identity = rule.from.is_some() || rule.via.is_some();
-    let needs_requests = rule.methods.is_some() || rule.paths.is_some() || rule.headers.is_some();
-    let here: Vec<&Way> = ways
-        .iter()
-        .filter(|way| {
-            rule.listeners
-                .as_ref()
-                .is_none_or(|names| names.iter().any(|name| name.0.0 == way.listener))
-        })
-        .collect();
-    let is_possible = here.iter().any(|way| {
-        (way.has_identity || !needs_identity)
-            && (way.has_requests || !needs_requests)
-            && (way.has_sni || rule.sni.is_none())
-    });
+    let here: Vec<&Way> = ways.iter().filter(|way| way.is_named(rule)).collect();
+    let is_possible =
+        (here.iter()).any(|way| way.is_asked(rule) && (way.has_sni || rule.sni.is_none()));
     if is_possible {
         return;
     }
@@ -330,7 +345,7 @@ fn can_match(check: &mut Checker<'_, MeshRoute>, ways: &[Way], rule: &RuleSpec, 
         let (why, help) = if is_passthrough {
             (
                 "TLS is passed through, and who calls is inside it",
-                "write `sources` or `listeners` here, or `inbound: terminate` for the route",
+                "write `sources`, `sni` or `listeners` here, or `inbound: terminate` for the route",
             )
         } else {
             (
@@ -342,7 +357,7 @@ fn can_match(check: &mut Checker<'_, MeshRoute>, ways: &[Way], rule: &RuleSpec, 
     } else if rule.sni.is_some() && !here.iter().any(|way| way.has_sni) {
         check.no_effect(
             &format!("{path}.sni"),
-            "there is no TLS on a one-route listener, which would name a host",
+            "TLS is not looked into on a one-route listener, so that it names no host there",
             "write `sources` or `listeners` here",
         );
     } else {

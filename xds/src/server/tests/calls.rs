@@ -1,5 +1,6 @@
 //! What is served beside discovery, and what happens when something cannot be compiled.
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::Locality;
 use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
 use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
@@ -115,14 +116,52 @@ async fn p48_what_each_node_was_sent_and_took_is_told() {
     let mut answers = answers.into_inner();
     for _ in 0..2 {
         ask.send(ClientStatusRequest::default()).await.unwrap();
-        let answer = timeout(PATIENCE, answers.message()).await.unwrap();
+        let answer = timeout(COMES, answers.message()).await.unwrap();
         assert_eq!(answer.unwrap().unwrap().config.len(), 2);
     }
     drop(ask);
     assert_eq!(
-        timeout(PATIENCE, answers.message()).await.unwrap().unwrap(),
+        timeout(COMES, answers.message()).await.unwrap().unwrap(),
         None
     );
+}
+
+// What broke: an Envoy that asks us for the secrets that nobody gives it was late with them for ever.
+#[tokio::test]
+async fn a_type_that_is_not_served_is_shown_and_counts_nowhere() {
+    let served = Served::local().await;
+    let (ask, asked) = mpsc::channel(1);
+    let first = DeltaDiscoveryRequest {
+        node: Some(node("east-gw/1")),
+        type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret".to_owned(),
+        resource_names_subscribe: vec!["default".to_owned()],
+        ..Default::default()
+    };
+    ask.send(first).await.unwrap();
+    let mut client = served.client().await;
+    let told = client.delta_aggregated_resources(Asked(asked)).await;
+    let mut told = told.unwrap().into_inner();
+    let none = timeout(COMES, told.message()).await.unwrap().unwrap();
+    assert_eq!(none.unwrap().removed_resources, ["default"]);
+
+    let shown = &served.server.nodes()["nodes"][0]["types"][0];
+    assert_eq!(
+        (&shown["type"], &shown["served"]),
+        (&"Secret".into(), &false.into())
+    );
+    assert!(shown["unacknowledgedSeconds"].is_number());
+    let metrics = served.server.metrics();
+    for line in [
+        "zeugma_xds_streams 1",
+        "zeugma_xds_unacknowledged 0",
+        "zeugma_xds_behind 0",
+    ] {
+        assert!(metrics.lines().any(|one| one == line), "{line}: {metrics}");
+    }
+    let mut client = status(&served).await;
+    let all = client.fetch_client_status(ClientStatusRequest::default());
+    let all = all.await.unwrap().into_inner().config;
+    assert_eq!((all.len(), all[0].generic_xds_configs.len()), (1, 0));
 }
 
 const FETCH: &str = "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
@@ -131,7 +170,7 @@ const REPORT: &str = "envoy.service.load_stats.v3.LoadReportingService/StreamLoa
 const DELTA: &str =
     "envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
-/// One that takes nothing of any answer.
+/// One that takes of each answer what its window lets come, and no more.
 struct Silent {
     send: ByHand,
     connection: tokio::task::JoinHandle<Result<(), h2::Error>>,
@@ -139,12 +178,12 @@ struct Silent {
 }
 
 impl Silent {
-    async fn connect(served: &Served, from: &str) -> Self {
+    async fn connect(served: &Served, from: &str, window: u32) -> Self {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
         let tcp = socket.connect(served.address).await.unwrap();
         let handshake = h2::client::Builder::new()
-            .initial_window_size(0)
+            .initial_window_size(window)
             .handshake(tcp);
         let (send, connection) = handshake.await.unwrap();
         Self {
@@ -154,23 +193,59 @@ impl Silent {
         }
     }
 
-    /// Sends this message alone; that an answer begins needs no leave.
-    async fn ask(&mut self, call: &str, message: &impl prost::Message) {
+    /// Opens a stream with this message; that an answer begins needs no leave.
+    async fn open(
+        &mut self,
+        call: &str,
+        message: &impl prost::Message,
+        is_last: bool,
+    ) -> (h2::SendStream<Bytes>, Response<h2::RecvStream>) {
         let request = Request::post(format!("http://x/{call}")).body(()).unwrap();
         let (response, mut body) = self.send.send_request(request, false).unwrap();
-        let message = message.encode_to_vec();
-        let mut framed = vec![0];
-        framed.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
-        framed.extend(message);
-        body.send_data(framed.into(), true).unwrap();
-        let answer = timeout(PATIENCE, response).await.unwrap();
-        self.answers.push(answer.unwrap());
+        body.send_data(framed(message), is_last).unwrap();
+        let answer = timeout(COMES, response).await.unwrap();
+        (body, answer.unwrap())
+    }
+
+    /// Sends this message alone.
+    async fn ask(&mut self, call: &str, message: &impl prost::Message) {
+        let (_body, answer) = self.open(call, message, true).await;
+        self.answers.push(answer);
+    }
+
+    /// Waits for the first byte of the answer to what was asked last: all of it is on its way then.
+    async fn begins(&mut self) {
+        let answer = self.answers.last_mut().unwrap().body_mut();
+        let first = timeout(COMES, answer.data()).await.unwrap();
+        assert_eq!(first.unwrap().unwrap().len(), 1);
     }
 
     async fn ends(self) {
-        let ended = timeout(PATIENCE, self.connection).await;
+        let ended = timeout(COMES, self.connection).await;
         drop(ended.expect("its connection goes on"));
     }
+}
+
+fn framed(message: &impl prost::Message) -> Bytes {
+    let message = message.encode_to_vec();
+    let mut framed = vec![0];
+    framed.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+    framed.extend(message);
+    framed.into()
+}
+
+/// Reads this much and lets as much more come; whether it came to the end before.
+async fn read(answer: &mut Response<h2::RecvStream>, len: usize) -> Result<bool, h2::Error> {
+    let (body, mut read) = (answer.body_mut(), 0);
+    while read < len {
+        let Some(data) = timeout(COMES, body.data()).await.unwrap() else {
+            return Ok(true);
+        };
+        let came = data?.len();
+        body.flow_control().release_capacity(came)?;
+        read += came;
+    }
+    Ok(false)
 }
 
 /// So much later, of which nobody but the clock knows.
@@ -181,9 +256,9 @@ async fn later(by: Duration) {
 }
 
 /// Nodes of which more is told than fits a frame: each has refused something, and said much about it.
-async fn who_say_much(served: &Served) -> Vec<Delta> {
+async fn who_say_much(served: &Served, nodes: usize) -> Vec<Delta> {
     let mut refusing = Vec::new();
-    for nth in 0..5 {
+    for nth in 0..nodes {
         let mut client = served.delta(node(&format!("east-gw/{nth}"))).await;
         let told = client.next().await.unwrap();
         let much = "\u{1f980}".repeat(1000);
@@ -200,30 +275,118 @@ async fn who_say_much(served: &Served) -> Vec<Delta> {
 #[tokio::test]
 async fn who_takes_no_answer_is_left_and_others_are_answered() {
     let served = Served::local().await;
-    let _told_of = Box::pin(who_say_much(&served)).await;
+    let _told_of = Box::pin(who_say_much(&served, 5)).await;
     let free = || served.server.shared.answers.available_permits();
     let mut silent = Vec::new();
-    for nth in 1..=status::ANSWERS_MAX {
-        let mut one = Silent::connect(&served, &format!("127.0.0.{nth}")).await;
+    for nth in 1..=2 * status::ANSWERS_MAX {
+        let mut one = Silent::connect(&served, &format!("127.0.0.{nth}"), 1).await;
         one.ask(FETCH, &ClientStatusRequest::default()).await;
         silent.push(one);
     }
-    until("all are answered", || free() == 0).await;
-    later(crate::server::PATIENCE).await;
-    for one in silent {
-        one.ends().await;
+    let mut late = Silent::connect(&served, "127.0.0.100", 1 << 20).await;
+    late.ask(FETCH, &ClientStatusRequest::default()).await;
+    // What broke: who waited for the second turn was told that there was none.
+    for _turn in 0..2 {
+        let rest = silent.split_off(status::ANSWERS_MAX);
+        for one in &mut silent {
+            one.begins().await;
+        }
+        later(status::ANSWER_MOVES).await;
+        for one in std::mem::replace(&mut silent, rest) {
+            one.ends().await;
+        }
     }
-    let mut client = status(&served).await;
-    let answer = client.fetch_client_status(ClientStatusRequest::default());
-    assert!(timeout(PATIENCE, answer).await.unwrap().is_ok());
+    let answer = late.answers.last_mut().unwrap();
+    assert!(read(answer, usize::MAX).await.unwrap());
+    let trailers = timeout(COMES, answer.body_mut().trailers()).await.unwrap();
+    assert_eq!(trailers.unwrap().unwrap()["grpc-status"], "0");
     until("no answer is kept", || free() == status::ANSWERS_MAX).await;
+}
+
+/// A connection that takes all that one stream is told, and of an answer about many nodes a piece at a
+/// time, each shortly before it would count as silent.
+struct Slow {
+    connection: Silent,
+    ask: h2::SendStream<Bytes>,
+    told: Response<h2::RecvStream>,
+    answer: Response<h2::RecvStream>,
+    pieces: usize,
+}
+
+impl Slow {
+    async fn connect(served: &Served) -> Self {
+        let mut connection = Silent::connect(served, "127.0.0.1", 16 * 1024).await;
+        let (ask, told) = connection.open(DELTA, &nobody(0), false).await;
+        connection.ask(FETCH, &ClientStatusRequest::default()).await;
+        let answer = connection.answers.pop().unwrap();
+        Self {
+            connection,
+            ask,
+            told,
+            answer,
+            pieces: 0,
+        }
+    }
+
+    /// Takes the next piece; whether it came to the end.
+    async fn takes(&mut self) -> Result<bool, h2::Error> {
+        // What the other asks meanwhile is told.
+        read(&mut self.told, 1).await?;
+        if read(&mut self.answer, 16 * 1024).await? {
+            return Ok(true);
+        }
+        self.pieces += 1;
+        later(status::ANSWER_MOVES - Duration::from_secs(1)).await;
+        self.ask.send_data(framed(&nobody(self.pieces)), false)?;
+        Ok(false)
+    }
+}
+
+/// Asks for one more route that there is not, and has taken what it was told of those before.
+fn nobody(nth: usize) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        node: Some(node("east-gw")),
+        type_url: Kind::Routes.type_url(),
+        resource_names_subscribe: vec![format!("nobody{nth}")],
+        response_nonce: nth.to_string(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn who_takes_an_answer_slowly_keeps_its_other_streams() {
+    let served = Served::local().await;
+    let _told_of = Box::pin(who_say_much(&served, 20)).await;
+    let mut slow = Box::pin(Slow::connect(&served)).await;
+    // What broke: that not all was taken in half a minute ended the others.
+    while !slow.takes().await.unwrap() {}
+    assert!(slow.pieces > 4, "{}", slow.pieces);
+}
+
+#[tokio::test]
+async fn who_takes_an_answer_too_slowly_is_told_to_go_elsewhere() {
+    let served = Served::local().await;
+    let _told_of = Box::pin(who_say_much(&served, 50)).await;
+    let mut slow = Box::pin(Slow::connect(&served)).await;
+    // A dozen pieces would take longer than an answer may.
+    let ended = loop {
+        match slow.takes().await {
+            Ok(false) => {}
+            ended => break ended,
+        }
+    };
+    ended.unwrap_err();
+    let gone = slow.connection.send.ready().await.unwrap_err();
+    assert!(gone.is_go_away(), "{gone}");
+    assert_eq!(gone.reason(), Some(h2::Reason::NO_ERROR));
 }
 
 #[tokio::test]
 async fn who_does_not_take_how_a_stream_ended_is_left() {
     let served = Served::local().await;
-    for is_load in [true, false] {
-        let mut silent = Silent::connect(&served, "127.0.0.1").await;
+    // What broke: with room for one byte all counted as taken.
+    for (window, is_load) in [(0, true), (0, false), (1, true), (1, false)] {
+        let mut silent = Silent::connect(&served, "127.0.0.1", window).await;
         if is_load {
             let first = LoadStatsRequest {
                 node: Some(node("east-gw")),
@@ -239,8 +402,11 @@ async fn who_does_not_take_how_a_stream_ended_is_left() {
             silent.ask(DELTA, &first).await;
         }
         until("its streams ended", || served.server.streams() == 0).await;
+        if window > 0 {
+            silent.begins().await;
+        }
         assert!(!silent.connection.is_finished());
-        later(crate::server::PATIENCE).await;
+        later(wire::END_MOVES).await;
         silent.ends().await;
     }
 }
@@ -248,13 +414,13 @@ async fn who_does_not_take_how_a_stream_ended_is_left() {
 #[tokio::test]
 async fn who_takes_no_answer_has_one_made_and_no_more() {
     let served = Served::local().await;
-    let _told_of = Box::pin(who_say_much(&served)).await;
+    let _told_of = Box::pin(who_say_much(&served, 5)).await;
     let free = || served.server.shared.answers.available_permits();
     let all = free();
     let mut silent = Vec::new();
     // More than one connection may have at once, all of one caller.
     for nth in 1..=3 {
-        let mut one = Silent::connect(&served, "127.0.0.1").await;
+        let mut one = Silent::connect(&served, "127.0.0.1", 0).await;
         for _ in 0..20 {
             one.ask(FETCH, &ClientStatusRequest::default()).await;
         }
@@ -315,7 +481,7 @@ async fn p47_what_clients_carried_is_summed_and_shown() {
     report.send(first).await.unwrap();
     let answers = client.stream_load_stats(Asked(reports)).await.unwrap();
     let mut answers = answers.into_inner();
-    let first = timeout(PATIENCE, answers.message()).await.unwrap().unwrap();
+    let first = timeout(COMES, answers.message()).await.unwrap().unwrap();
     let first = first.unwrap();
     assert!(first.send_all_clusters && first.load_reporting_interval.unwrap().seconds == 10);
     let stats = ClusterStats {
@@ -384,7 +550,7 @@ async fn p47_what_clients_carried_is_summed_and_shown() {
         .unwrap()
         .stream_load_stats(Asked(reports))
         .await;
-    let ended = timeout(PATIENCE, answers.unwrap().into_inner().message()).await;
+    let ended = timeout(COMES, answers.unwrap().into_inner().message()).await;
     assert_eq!(ended.unwrap().unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(stranger.server.nodes()["load"], serde_json::json!([]));
 }
@@ -407,7 +573,7 @@ async fn a_load_report_of_too_many_parts_ends_its_stream() {
     let answers = client.stream_load_stats(Asked(reports)).await;
     let mut answers = answers.unwrap().into_inner();
     assert!(answers.message().await.unwrap().is_some());
-    let ended = timeout(PATIENCE, answers.message()).await.unwrap();
+    let ended = timeout(COMES, answers.message()).await.unwrap();
     let ended = ended.unwrap_err();
     assert_eq!(ended.code(), Code::ResourceExhausted);
     assert_eq!(ended.message(), "a report of over 250000 parts");

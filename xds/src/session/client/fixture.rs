@@ -1,5 +1,6 @@
 //! A session, its clock, and what it did in words.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeugma_core::time::Time;
@@ -21,12 +22,21 @@ impl Client {
     }
 
     pub(super) fn of(servers: usize, limits: Limits) -> Self {
+        Self::with(servers, limits, [])
+    }
+
+    /// One that has these already.
+    pub(super) fn with(
+        servers: usize,
+        limits: Limits,
+        held: impl IntoIterator<Item = (Kind, Name, Resource)>,
+    ) -> Self {
         let node = core::Node {
             id: "east-gw".to_owned(),
             ..Default::default()
         };
         Self {
-            session: Session::new(node, servers, limits, []),
+            session: Session::new(node, servers, limits, held),
             now: Time::ZERO,
         }
     }
@@ -116,9 +126,15 @@ impl Client {
     /// The names and versions of what is held.
     pub(super) fn held(&self) -> Vec<String> {
         (self.session.held())
-            .map(|(kind, name, Resource { version, .. })| format!("{kind:?} {name}={version}"))
+            .map(|(kind, name, Resource { version, .. })| {
+                format!("{kind:?} {name}={}", text(version))
+            })
             .collect()
     }
+}
+
+fn text(version: &Option<Arc<str>>) -> &str {
+    version.as_deref().unwrap_or("another's")
 }
 
 /// That it is refused, and this serves in its place.
@@ -244,7 +260,9 @@ fn line(action: &Action) -> Option<String> {
                 .changes
                 .iter()
                 .map(|((kind, name), change)| match change {
-                    Change::Put(resource) => format!("{kind:?} {name}={}", resource.version),
+                    Change::Put(Resource { version, .. }) => {
+                        format!("{kind:?} {name}={}", text(version))
+                    }
                     Change::Removed => format!("{kind:?} {name} removed"),
                     Change::Missing => format!("{kind:?} {name} missing"),
                     Change::Withdrawn => format!("{kind:?} {name} withdrawn"),

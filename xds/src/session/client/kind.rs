@@ -1,27 +1,28 @@
 //! What a session has and asks for of one kind of resource.
 
+mod taking;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use zeugma_core::time::Time;
 
+pub(super) use self::taking::Taking;
 use super::super::Kind;
-use super::entry::{Entry, Next, Slot, resource_of};
+use super::entry::{Entry, Next, Slot};
 use super::noted::{Noted, Referred, Tally};
-use super::{Change, Fault, Limits, Name, Notice, References, Refusal, Resource, read};
-use crate::body::{Body, Pattern};
-use crate::pb::{self, Any, Status, discovery};
+use super::{Change, Fault, Limits, Name, Notice, Refusal, Resource};
+use crate::body::Patterns;
+use crate::pb::{Any, Status};
 
 /// The most faults that a server is told of at once, and the most that it is told of each, in characters.
 const FAULTS_TOLD: usize = 20;
 const FAULT_CHARS: usize = 500;
 /// The most names that are remembered as refused.
 const FAULTY_MAX: usize = 1000;
-/// `INVALID_ARGUMENT`, `NOT_FOUND` and `PERMISSION_DENIED` of gRPC.
+/// `INVALID_ARGUMENT` of gRPC.
 const INVALID: i32 = 3;
-const NOT_FOUND: i32 = 5;
-const DENIED: i32 = 7;
 
 /// A response that was not answered yet.
 #[derive(Debug)]
@@ -41,8 +42,7 @@ pub(super) struct Pending {
 pub(super) struct OfKind {
     is_wildcard: bool,
     entries: BTreeMap<Name, Slot>,
-    /// What those that came last were packed by.
-    pattern: Pattern,
+    patterns: Patterns,
     /// Those that may be otherwise than they were counted.
     touched: BTreeSet<Name>,
     /// How those were counted that are no more.
@@ -80,7 +80,7 @@ impl OfKind {
         Self {
             is_wildcard: kind.is_wildcard(),
             entries: BTreeMap::new(),
-            pattern: Pattern::default(),
+            patterns: Patterns::default(),
             touched: BTreeSet::new(),
             ended: Vec::new(),
             tally: Tally::default(),
@@ -107,7 +107,7 @@ impl OfKind {
         if !self.is_wildcard {
             self.loose.insert(Arc::clone(&name));
         }
-        self.pattern = resource.body.pattern().clone();
+        self.patterns.take(&resource.body);
         self.entries.entry(name).or_default().entry().held = Some(resource);
     }
 
@@ -146,8 +146,19 @@ impl OfKind {
             // Names that come one by one in their order fill the nodes of a tree by half.
             self.entries = std::mem::take(&mut self.entries).into_iter().collect();
             self.wanted = std::mem::take(&mut self.wanted).into_iter().collect();
-            referred.compact();
         }
+    }
+
+    /// Takes the version of one that comes as it is held; whether that is all there is to it (P36).
+    fn comes_again(&mut self, name: &Name, version: &Arc<str>, body: &Any) -> bool {
+        let Some(Slot::Rests(held)) = self.entries.get_mut(name) else {
+            return false;
+        };
+        let is_same = held.version.is_some() && held.body.is(body);
+        if is_same {
+            held.version = Some(Arc::clone(version));
+        }
+        is_same
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = (&Name, &Resource)> {
@@ -531,10 +542,12 @@ impl OfKind {
         self.wanted.iter().map(ToString::to_string).collect()
     }
 
-    /// What a new stream is told (P24): what is held, whatever response it came in (P25).
+    /// What a new stream is told (P24): what is held, whatever response it came in (P25). No version is that of
+    /// nothing that a server has: it sends it, or says that it is gone.
     pub(super) fn versions(&self) -> HashMap<String, String> {
+        let version = |of: &Resource| of.version.as_deref().unwrap_or_default().to_owned();
         self.held()
-            .map(|(name, resource)| (name.to_string(), resource.version.to_string()))
+            .map(|(name, resource)| (name.to_string(), version(resource)))
             .collect()
     }
 
@@ -639,233 +652,6 @@ impl OfKind {
                     "nobody wants {name}"
                 );
             }
-        }
-    }
-}
-
-/// A resource whose body is being packed.
-struct New {
-    name: Name,
-    version: Arc<str>,
-    references: References,
-}
-
-/// Takes what one response says of a kind.
-pub(super) struct Taking<'a> {
-    of: &'a mut OfKind,
-    kind: Kind,
-    limits: Limits,
-    /// There is room for so many more.
-    resources: usize,
-    bytes: usize,
-    now: Time,
-    names: BTreeSet<Name>,
-    faults: Vec<Fault>,
-    told: Vec<Notice>,
-}
-
-impl Taking<'_> {
-    /// What was touched, what is wrong, and what is to be told.
-    pub(super) fn end(self) -> (BTreeSet<Name>, Vec<Fault>, Vec<Notice>) {
-        (self.names, self.faults, self.told)
-    }
-
-    pub(super) fn fault(&mut self, name: &str, why: String) {
-        let name = cut(name, FAULT_CHARS).into();
-        self.faults.push(Fault { name, why });
-    }
-
-    /// Takes resources; those of a full answer have its version.
-    pub(super) fn resources(
-        &mut self,
-        resources: Vec<discovery::Resource>,
-        version: Option<Arc<str>>,
-    ) {
-        let mut times: BTreeMap<&str, usize> = BTreeMap::new();
-        for resource in &resources {
-            *times.entry(&resource.name).or_default() += 1;
-        }
-        let twice: BTreeSet<String> = (times.into_iter())
-            .filter(|(_, times)| *times > 1)
-            .map(|(name, _)| name.to_owned())
-            .collect();
-        for name in &twice {
-            self.fault(name, "it comes twice in one response".to_owned());
-            self.names.insert(name.as_str().into());
-        }
-        let (mut new, mut bodies) = (Vec::new(), Vec::new());
-        for resource in resources {
-            // P17; which of them is meant nobody knows.
-            if !twice.contains(&resource.name) {
-                let name = resource.name.clone();
-                match self.resource(resource, version.as_ref()) {
-                    Ok(Some((one, body))) => {
-                        new.push(one);
-                        bodies.push(body);
-                    }
-                    Ok(None) => {}
-                    Err(why) => self.fault(&name, why),
-                }
-            }
-        }
-        let bodies = Body::pack(bodies, &mut self.of.pattern);
-        for (
-            New {
-                name,
-                version,
-                references,
-            },
-            body,
-        ) in new.into_iter().zip(bodies)
-        {
-            let entry = self.of.entries.entry(name).or_default().entry();
-            entry.next = Some(Next::Put(Resource {
-                version,
-                body: Arc::new(body),
-                references,
-            }));
-        }
-    }
-
-    /// Takes one; what is new of it is to be packed, and to be put there.
-    fn resource(
-        &mut self,
-        resource: discovery::Resource,
-        version: Option<&Arc<str>>,
-    ) -> Result<Option<(New, Any)>, String> {
-        if resource.name.len() > self.limits.name_bytes {
-            return Err(format!("its name is over {} bytes", self.limits.name_bytes));
-        }
-        let name: Name = resource.name.as_str().into();
-        if !self.of.is_wildcard && !self.of.wanted.contains(&name) {
-            // P16
-            return Ok(None);
-        }
-        self.names.insert(Arc::clone(&name));
-        let version = version.map_or_else(|| resource.version.as_str().into(), Arc::clone);
-        let expires_at = pb::from_duration(resource.ttl.as_ref()).map(|ttl| self.now + ttl);
-        self.of.touch(&name);
-        let entry = (self.of.entries.entry(Arc::clone(&name)).or_default()).entry();
-        let Some(body) = resource.resource else {
-            // P44: a heartbeat.
-            let is_same = (entry.newest()).is_some_and(|newest| newest.version == version);
-            if !is_same {
-                self.of.forget(&name);
-                return Err("it has no body, and is not the version that is there".to_owned());
-            }
-            entry.expires_at = expires_at;
-            return Ok(None);
-        };
-        let newest = entry.newest();
-        if newest.is_some_and(|newest| newest.body.is(&body)) && !entry.is_open() {
-            // P36
-            if let Some(newest) = entry.newest_mut() {
-                newest.version = version;
-            }
-            if entry.next.is_none() && entry.applying.is_none() {
-                entry.refused = None;
-            }
-            entry.expires_at = expires_at;
-            return Ok(None);
-        }
-        let had = usize::from(entry.resources().next().is_some());
-        // What it takes the place of at once; the others stay until it is judged.
-        let had_bytes = resource_of(entry.next.as_ref()).map_or(0, |one| one.body.len());
-        let bytes = body.value.len();
-        let made = if self.resources + had == 0 {
-            Err(format!(
-                "there are {} resources already, the most that are kept",
-                self.limits.resources
-            ))
-        } else if self.bytes + had_bytes < bytes {
-            Err(format!(
-                "with it all resources are over {} bytes, the most that are kept",
-                self.limits.bytes
-            ))
-        } else {
-            read::references(self.kind, &name, &body)
-        };
-        let references = match made {
-            Ok(references) => references,
-            Err(why) => {
-                // What came before it and was not judged yet is not what is meant any more.
-                entry.forget_unjudged();
-                self.of.forget(&name);
-                return Err(why);
-            }
-        };
-        self.resources = self.resources + had - 1;
-        self.bytes = self.bytes + had_bytes - bytes;
-        entry.expires_at = expires_at;
-        entry.missing_at = None;
-        let new = New {
-            name,
-            version,
-            references,
-        };
-        Ok(Some((new, body)))
-    }
-
-    /// Takes a name of which there is no resource any more.
-    pub(super) fn removed(&mut self, name: &str) {
-        let name: Name = name.into();
-        if !self.of.is_wildcard && !self.of.wanted.contains(&name) {
-            return;
-        }
-        if self.of.faulty.contains(&name) {
-            self.names.insert(Arc::clone(&name));
-        }
-        let Some(entry) = self.of.entry_mut(&name) else {
-            return;
-        };
-        entry.missing_at = None;
-        let is_gone = entry.resources().next().is_none() && entry.is_absent;
-        if !is_gone {
-            entry.next = Some(Next::Removed);
-            self.names.insert(name);
-        }
-    }
-
-    /// Takes away all that a full answer does not name.
-    pub(super) fn absent(&mut self) {
-        let known = self.of.entries.keys().chain(&self.of.faulty);
-        let absent = known.filter(|name| !self.names.contains(*name));
-        let absent: Vec<Name> = absent.cloned().collect();
-        let faulty: BTreeSet<Name> = self
-            .faults
-            .iter()
-            .map(|one| Arc::clone(&one.name))
-            .collect();
-        for name in absent {
-            if !faulty.contains(&name) {
-                self.removed(&name);
-            }
-        }
-    }
-
-    /// Takes what a server could not make (P28).
-    pub(super) fn errors(&mut self, errors: Vec<discovery::ResourceError>) {
-        for error in errors {
-            let name = error.resource_name.unwrap_or_default().name;
-            let detail = error.error_detail.unwrap_or_default();
-            if detail.code == NOT_FOUND {
-                self.removed(&name);
-            }
-            let known = self.of.entry_mut(&name.as_str().into());
-            if detail.code == DENIED
-                && let Some(entry) = known.filter(|entry| entry.is_unknown())
-            {
-                // Nothing is there that could stay (P41), and nothing will come.
-                entry.next = Some(Next::Missing);
-                entry.missing_at = None;
-            }
-            let why = cut(&detail.message, FAULT_CHARS);
-            let name = cut(&name, FAULT_CHARS);
-            (self.told).push(Notice::Trouble(
-                self.kind,
-                name,
-                format!("{}: {why}", detail.code),
-            ));
         }
     }
 }

@@ -57,10 +57,16 @@ impl Tally {
     }
 }
 
+/// Fewer names than this leave no room that counts.
+const LOOSE_MIN: usize = 64;
+
 /// How often each name is referred to.
 #[derive(Debug, Default)]
 pub(super) struct Referred {
     times: BTreeMap<(Kind, Name), usize>,
+    /// So many of them came since all were put together: one by one in their order they fill the nodes of a
+    /// tree by half.
+    loose: usize,
     /// Those of which the first or the last came or went.
     changed: BTreeSet<(Kind, Name)>,
 }
@@ -76,6 +82,7 @@ impl Referred {
             *times += 1;
             if *times == 1 {
                 self.changed.insert(to.clone());
+                self.loose += 1;
             }
         }
         for to in was.iter().flat_map(|all| all.iter()) {
@@ -89,9 +96,16 @@ impl Referred {
         }
     }
 
-    /// Takes no more memory than it has to.
+    /// Puts all together where many came since it did.
     pub(super) fn compact(&mut self) {
-        self.times = std::mem::take(&mut self.times).into_iter().collect();
+        if self.is_loose() {
+            self.times = std::mem::take(&mut self.times).into_iter().collect();
+            self.loose = 0;
+        }
+    }
+
+    fn is_loose(&self) -> bool {
+        self.loose >= LOOSE_MIN && self.loose > self.times.len() / 2
     }
 
     /// Those that may be referred to otherwise than before, and whether they are referred to.
@@ -103,5 +117,32 @@ impl Referred {
                 (key, is_referred_to)
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What broke: each change of the only listener put ten thousand names together anew.
+    #[test]
+    fn names_are_put_together_where_most_of_them_are_new() {
+        let to = |nth: usize| -> References {
+            [(Kind::Endpoints, Name::from(format!("e{nth}")))].into()
+        };
+        let mut referred = Referred::default();
+        let all: Vec<References> = (0..1000).map(to).collect();
+        referred.change(&[], &all);
+        assert!(referred.is_loose());
+        referred.compact();
+        for nth in 1000..1501 {
+            assert!(!referred.is_loose(), "{nth}");
+            referred.change(&[], &[to(nth)]);
+            referred.change(&[to(nth)], &[]);
+        }
+        assert!(referred.is_loose());
+        let mut few = Referred::default();
+        few.change(&[], &all[..LOOSE_MIN - 1]);
+        assert!(!few.is_loose());
     }
 }

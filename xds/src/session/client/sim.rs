@@ -595,7 +595,7 @@ impl World {
                 let references = super::read::references(kind, name, any);
                 let is_good = references.is_ok_and(|references| {
                     let resource = Resource {
-                        version: "any".into(),
+                        version: Some("any".into()),
                         body: Arc::new(any.clone().into()),
                         references,
                     };
@@ -631,7 +631,11 @@ impl World {
                 let told = &stream.told[&(kind, name.clone())];
                 let (_, any) = &self.server.has[&(kind, name.clone())];
                 if resource.body.is(any) {
-                    assert_eq!(**told, *resource.version, "{kind:?} {name} {seed}");
+                    assert_eq!(
+                        Some(&**told),
+                        resource.version.as_deref(),
+                        "{kind:?} {name} {seed}"
+                    );
                 }
             }
         }

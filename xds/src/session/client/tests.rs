@@ -6,7 +6,7 @@ use zeugma_core::time::Time;
 
 use super::fixture::{Client, delta, eds, endpoints, fixed, listener, refusal, routes, said};
 use super::link::{FALLBACK_AFTER, RETURN_AFTER, SILENCE};
-use super::{Ended, Event, Kind, Limits, Notice, Verdict, WAIT};
+use super::{Ended, Event, Kind, Limits, Notice, Resource, Verdict, WAIT};
 use crate::pb::{self, Any, PbDuration, Status, discovery};
 
 use Kind::{Cluster, Endpoints, Listener, Routes};
@@ -69,6 +69,65 @@ fn p2_p24_p25_a_new_stream_begins_without_nonces_and_says_what_is_held_whatever_
             "apply Endpoints a removed"
         ]
     );
+}
+
+/// What broke: versions of one control plane were told to another, which calls something else so and sends
+/// nothing.
+#[test]
+fn p4_p24_of_what_another_control_plane_gave_a_server_is_told_no_version_and_its_own_takes_the_place()
+ {
+    let kept = |name: &str| {
+        let body = fixed(name, "");
+        let resource = Resource {
+            version: None,
+            references: super::references(Cluster, name, &body).unwrap(),
+            body: std::sync::Arc::new(body.into()),
+        };
+        (Cluster, name.into(), resource)
+    };
+    let held = ["a", "b", "c"].map(kept);
+    let mut client = Client::with(1, Limits::default(), held);
+    client.tick();
+    assert_eq!(
+        client.handle(Event::Opened),
+        [
+            "Cluster +[] -[] has [a=,b=,c=] node",
+            "Listener +[] -[] has []"
+        ]
+    );
+    // A heartbeat is of a version that is there.
+    let heartbeat = discovery::DeltaDiscoveryResponse {
+        resources: vec![discovery::Resource {
+            name: "a".to_owned(),
+            ..Default::default()
+        }],
+        ..delta(Cluster, "n0", &[], &[])
+    };
+    let said = client.handle(Event::Delta(heartbeat));
+    assert!(
+        said[0].starts_with("Cluster nack n0: cluster `a`"),
+        "{said:?}"
+    );
+    // The same is the server's from now on, which is news for who keeps it.
+    let two = [("a", "1", fixed("a", "")), ("b", "1", fixed("b", "other"))];
+    assert_eq!(
+        client.delta(Cluster, "n1", &two),
+        ["apply Cluster a=1, Cluster b=1"]
+    );
+    client.bad(&[(Cluster, "b", "no use")]);
+    assert_eq!(
+        client.held(),
+        ["Cluster a=1", "Cluster b=another's", "Cluster c=another's"]
+    );
+    assert_eq!(
+        client.gone(Cluster, "n2", &["c"]),
+        ["apply Cluster c removed"]
+    );
+    client.good();
+    // And once is enough.
+    let again = [("a", "2", fixed("a", ""))];
+    assert_eq!(client.delta(Cluster, "n3", &again), ["Cluster ack n3"]);
+    assert_eq!(client.held(), ["Cluster a=2", "Cluster b=another's"]);
 }
 
 #[test]

@@ -213,7 +213,7 @@ fn what_could_never_have_an_effect_is_an_error() {
         (
             format!("{tls}, allow: [{{{from}, listeners: [apps]}}]"),
             "spec.allow[0].from",
-            "`sources` or `listeners`",
+            "`sources`, `sni` or `listeners`",
         ),
         (
             format!("{tcp}, allow: [{{methods: [GET]}}]"),
@@ -420,7 +420,7 @@ fn what_could_never_have_an_effect_is_an_error() {
         &only(&[&gateway, &one_route], "sni on a one-route listener"),
         N,
         "spec.allow[0].sni",
-        "no TLS on a one-route listener",
+        "not looked into on a one-route listener",
     );
     let no_mesh = EAST.replace("role: mesh", "role: workloads, sources: [10.0.0.1]");
     let exported = route("orders", &format!("{http}, export: {{to: ['*']}}"));

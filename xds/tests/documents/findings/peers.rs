@@ -206,6 +206,84 @@ fn a_server_name_by_which_nobody_comes_is_found_by_itself() {
     );
 }
 
+/// Between gateways there is one name for a route.
+#[test]
+fn a_server_name_that_peers_gateways_never_name_is_found() {
+    let told = |rest: &str| {
+        let hosts = "hosts: [one.example, two.example, '*.deep.example']";
+        let web = route("web", &format!("protocol: http, {OWN}, {hosts}, {rest}"));
+        findings(&[EAST, WEST_PEER, &web])
+    };
+    let exported = "export: {to: [west]}";
+    for (rules, path) in [
+        ("allow: [{sni: [two.example]}]", "spec.allow[0].sni[0]"),
+        (
+            "allow: [{sni: ['*.deep.example', x.deep.example]}]",
+            "spec.allow[0].sni[1]",
+        ),
+        (
+            "allow: [{listeners: [mesh]}], deny: [{sni: [two.example]}]",
+            "spec.deny[0].sni[0]",
+        ),
+    ] {
+        let found = told(&format!("{rules}, {exported}"));
+        let [found] = found.iter().collect::<Vec<_>>()[..] else {
+            panic!("{rules}: {found}");
+        };
+        assert_eq!(found.severity, Severity::Warning);
+        check(found, Code::NoEffect, path, "they name `one.example`");
+    }
+    assert_eq!(told("allow: [{sni: [two.example]}]"), Findings::new());
+    for rules in [
+        "allow: [{sni: [two.example, one.example]}]",
+        "allow: [{sni: ['*.example']}]",
+        "allow: [{sni: [two.example], listeners: [apps]}]",
+    ] {
+        assert_eq!(told(&format!("{rules}, {exported}")), Findings::new());
+    }
+}
+
+#[test]
+fn a_denial_by_server_name_is_found_to_deny_nothing_that_has_none() {
+    let told = |rest: &str| {
+        let web = route(
+            "web",
+            &format!("{OWN}, hosts: [one.example, two.example], {rest}"),
+        );
+        findings(&[EAST, WEST_PEER, &web])
+    };
+    let denied = "deny: [{sni: [one.example]}]";
+    let apps = "allow: [{listeners: [apps]}]";
+    let found = told(&format!("protocol: http, {apps}, {denied}"));
+    let [found] = found.iter().collect::<Vec<_>>()[..] else {
+        panic!("{found}");
+    };
+    assert_eq!(found.severity, Severity::Warning);
+    check(
+        found,
+        Code::Unsafe,
+        "spec.deny[0].sni",
+        "by `apps` without TLS",
+    );
+    for closed in [
+        format!("protocol: http, {apps}, deny: [{{sni: [one.example]}}, {{listeners: [apps]}}]"),
+        format!(
+            "protocol: http, {apps}, deny: [{{sni: [one.example], listeners: [mesh]}}], export: {{to: [west]}}"
+        ),
+        // Without TLS nothing lets in.
+        format!("protocol: http, allow: [{{sni: ['*.example']}}], {denied}"),
+        format!("protocol: http, allow: [{{from: ['spiffe://east.example/*']}}], {denied}"),
+        format!("port: 5432, {apps}, {denied}"),
+        // Nor is anybody known.
+        format!(
+            "protocol: http, {apps}, deny: [{{sni: [one.example], from: ['spiffe://east.example/*']}}]"
+        ),
+        format!("protocol: http, {apps}, policy: audit, {denied}"),
+    ] {
+        assert_eq!(told(&closed), Findings::new(), "{closed}");
+    }
+}
+
 #[test]
 fn an_export_that_nobody_can_use_is_a_warning() {
     let elsewhere = route(
