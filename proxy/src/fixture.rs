@@ -11,6 +11,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use rustls::internal::msgs::codec::Codec as _;
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -27,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::pulse::Pulses;
 use crate::resolve::Names;
 use crate::runtime::{AdminSide, Outcomes, Phase, Published, Shared};
-use crate::tls::Credentials;
+use crate::tls::{Credentials, SvidFiles};
 
 /// What threads share, and the ends that the control thread would hold.
 pub(crate) struct Alone {
@@ -60,7 +63,7 @@ impl Alone {
     /// `observations` of its workers.
     pub(crate) fn new(listeners: &str, documents: &str, observations: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        certify(&folder);
+        certify(&folder, &[("gw", "spiffe://east.example/zeugma/gateway")]);
         let text = format!(
             "apiVersion: zeugma.dev/v1alpha1\nkind: MeshGateway\nmetadata: {{ name: east-gw }}\n\
              spec:\n  trustDomain: east.example\n  cluster: east\n  locality: eu/eu-1\n  \
@@ -76,15 +79,7 @@ impl Alone {
             Ok(loaded) => loaded,
             Err(findings) => panic!("{findings}"),
         };
-        let files = crate::tls::SvidFiles {
-            certificate: folder.path().join("gw.pem"),
-            key: folder.path().join("gw.key"),
-            bundles: folder.path().join("bundles"),
-            crls: None,
-            denied: None,
-            domains: Vec::new(),
-            own: None,
-        };
+        let files = svid_files(&folder, "gw");
         let snapshot = Arc::new(loaded.snapshot);
         let lines = Lines::default();
         let (phase, phase_read) = watch::channel(Phase::Serving);
@@ -181,8 +176,9 @@ fn published(snapshot: &Arc<Snapshot>, shares: Shares) -> Published {
     }
 }
 
-/// An issuer of `east.example` and the gateway's certificate by it (X.509-SVID §4).
-fn certify(folder: &TempDir) {
+/// An issuer of `east.example` and the certificates by it of these, each a name and a SPIFFE ID
+/// (X.509-SVID §4).
+pub(crate) fn certify(folder: &TempDir, all: &[(&str, &str)]) {
     let uri = |id: &str| SanType::URI(id.try_into().unwrap());
     let (from, to) = {
         let now = OffsetDateTime::now_utc();
@@ -199,23 +195,54 @@ fn certify(folder: &TempDir) {
     issuer.subject_alt_names = vec![uri("spiffe://east.example")];
     let anchor = issuer.self_signed(&issuer_key).unwrap();
     let issuer = Issuer::new(issuer, issuer_key);
-
-    let key = KeyPair::generate().unwrap();
-    let mut leaf = CertificateParams::default();
-    (leaf.not_before, leaf.not_after) = (from, to);
-    leaf.subject_alt_names = vec![uri("spiffe://east.example/zeugma/gateway")];
-    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    leaf.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
-    leaf.use_authority_key_identifier_extension = true;
-    let certificate = leaf.signed_by(&key, &issuer).unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::create_dir(at("bundles")).unwrap();
     fs::write(at("bundles/east.example.pem"), anchor.pem()).unwrap();
-    fs::write(at("gw.pem"), certificate.pem()).unwrap();
-    fs::write(at("gw.key"), key.serialize_pem()).unwrap();
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::set_permissions(at("gw.key"), fs::Permissions::from_mode(0o600)).unwrap();
+
+    for (name, id) in all {
+        let key = KeyPair::generate().unwrap();
+        let mut leaf = CertificateParams::default();
+        (leaf.not_before, leaf.not_after) = (from, to);
+        leaf.subject_alt_names = vec![uri(id)];
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        leaf.use_authority_key_identifier_extension = true;
+        let certificate = leaf.signed_by(&key, &issuer).unwrap();
+        let files = svid_files(folder, name);
+        fs::write(&files.certificate, certificate.pem()).unwrap();
+        fs::write(&files.key, key.serialize_pem()).unwrap();
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
+/// What a peer with this key presents, outside of every trust domain.
+pub(crate) fn self_signed(key: &KeyPair) -> CertificateDer<'static> {
+    let params = CertificateParams::new(["a.test".to_owned()]).unwrap();
+    params.self_signed(key).unwrap().der().clone()
+}
+
+/// What a peer signs a handshake with (RFC 8446 §4.4.3).
+pub(crate) fn signed(scheme: SignatureScheme, signature: &[u8]) -> DigitallySignedStruct {
+    let mut bytes = u16::from(scheme).to_be_bytes().to_vec();
+    bytes.extend(u16::try_from(signature.len()).unwrap().to_be_bytes());
+    bytes.extend(signature);
+    DigitallySignedStruct::read_bytes(&bytes).unwrap()
+}
+
+/// Where [`certify`] leaves what is of one name.
+pub(crate) fn svid_files(folder: &TempDir, name: &str) -> SvidFiles {
+    let at = |name: &str| folder.path().join(name);
+    SvidFiles {
+        certificate: at(&format!("{name}.pem")),
+        key: at(&format!("{name}.key")),
+        bundles: at("bundles"),
+        crls: None,
+        denied: None,
+        domains: Vec::new(),
+        own: None,
+    }
 }

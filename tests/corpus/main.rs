@@ -196,16 +196,17 @@ async fn a_handshake_is_tls13_hybrid_aes128_and_never_resumed() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let gateway = IdPattern::parse(GATEWAY_ID).unwrap();
-    let (config, _) = client_config(&bench.credentials, &[gateway], &[]).unwrap();
     // A caller that would resume if it were let.
-    let mut config = (*config).clone();
-    config.resumption = Resumption::in_memory_sessions(8);
-    let config = Arc::new(config);
+    let sessions = Resumption::in_memory_sessions(8);
     for _ in 0..3 {
+        let expected = std::slice::from_ref(&gateway);
+        let (config, _) = client_config(&bench.credentials, expected, &[]).unwrap();
+        let mut config = (*config).clone();
+        config.resumption = sessions.clone();
         let call = async {
             let tcp = TcpStream::connect(address).await.unwrap();
             let name = ServerName::try_from("orders.shop").unwrap();
-            let connector = TlsConnector::from(Arc::clone(&config));
+            let connector = TlsConnector::from(Arc::new(config));
             let mut stream = connector.connect(name, tcp).await.unwrap();
             let mut bytes = Vec::new();
             stream.read_to_end(&mut bytes).await.unwrap();

@@ -15,9 +15,8 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::Accept;
 use tokio_rustls::client::TlsStream;
-use zeugma_proxy::tls::server_config;
 
 use crate::data_client::get;
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, levels, statuses};
@@ -680,30 +679,29 @@ enum Stand {
 async fn stand(identity: &Identity, what: Stand) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let alpn: &[&[u8]] = match what {
+    let alpn: &'static [&'static [u8]] = match what {
         Stand::NoProtocol => &[],
         Stand::Http => &[b"h2"],
         Stand::Says(..) | Stand::NotFound | Stand::Mute | Stand::LeavesAndIsFull(_) => &[ALPN],
     };
-    let (config, _) = server_config(&identity.credentials, alpn).unwrap();
-    let acceptor = TlsAcceptor::from(config);
+    let identity = identity.clone();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut open = JoinSet::new();
         loop {
             let (tcp, _) = listener.accept().await.unwrap();
-            let (acceptor, what) = (acceptor.clone(), what.clone());
+            let (identity, what) = (identity.clone(), what.clone());
             open.spawn(async move {
                 // What goes wrong is seen at the other end.
-                stand_on(tcp, &acceptor, what).await;
+                stand_on(identity.accept(tcp, alpn), what).await;
             });
         }
     });
     (address, tasks)
 }
 
-async fn stand_on(tcp: TcpStream, acceptor: &TlsAcceptor, what: Stand) -> Option<()> {
-    let mut tls = acceptor.accept(tcp).await.ok()?;
+async fn stand_on(accepting: Accept<TcpStream>, what: Stand) -> Option<()> {
+    let mut tls = accepting.await.ok()?;
     if matches!(what, Stand::NoProtocol | Stand::Http) {
         return tls.read(&mut [0; 64]).await.ok().map(drop);
     }

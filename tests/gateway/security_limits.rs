@@ -211,13 +211,13 @@ async fn tls_is_1_3_hybrid_and_never_resumed() {
     assert_eq!(line["verdict"], "handshake-failed", "{line}");
 
     // A caller that would resume if it were let.
-    let mut config = caller.client(&[b"http/1.1"]);
-    config.resumption = Resumption::in_memory_sessions(8);
-    let config = Arc::new(config);
+    let sessions = Resumption::in_memory_sessions(8);
     for _ in 0..3 {
+        let mut config = caller.client(&[b"http/1.1"]);
+        config.resumption = sessions.clone();
         let tcp = TcpStream::connect(east.mesh).await.unwrap();
         let name = ServerName::try_from(ORDERS).unwrap();
-        let connector = TlsConnector::from(Arc::clone(&config));
+        let connector = TlsConnector::from(Arc::new(config));
         let mut stream = within("a handshake", connector.connect(name, tcp))
             .await
             .unwrap();

@@ -12,8 +12,6 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
-use zeugma_proxy::tls::server_config;
 
 use crate::mesh::hello::hello;
 use crate::mesh::{
@@ -524,12 +522,11 @@ async fn a_revoked_leaf_a_revoked_issuer_and_a_denied_id_end_theirs_alone() {
 
 /// An mTLS endpoint that sends back what it gets.
 async fn mtls_echo(identity: &Identity) -> Service {
-    let (config, _) = server_config(&identity.credentials, &[]).unwrap();
-    let acceptor = TlsAcceptor::from(config);
+    let identity = identity.clone();
     Service::tcp(move |tcp| {
-        let acceptor = acceptor.clone();
+        let identity = identity.clone();
         async move {
-            if let Ok(stream) = acceptor.accept(tcp).await {
+            if let Ok(stream) = identity.accept(tcp, &[]).await {
                 let (mut read, mut write) = tokio::io::split(stream);
                 tokio::io::copy(&mut read, &mut write).await.ok();
             }

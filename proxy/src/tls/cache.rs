@@ -1,9 +1,10 @@
 //! Chains that were verified: their signatures are not computed again for each handshake.
 //!
 //! A cache belongs to one [`Credentials`](super::Credentials), so that another bundle or CRL begins
-//! with an empty one: no entry outlives what it was verified with. Only successes are kept, so that
-//! strangers with worthless chains fill nothing. Whether the peer holds the key, is denied, expected
-//! or let in is asked for each handshake.
+//! with an empty one: no entry outlives what it was verified with. A chain is kept once the peer
+//! has proved to hold its key: strangers fill nothing, neither with worthless chains nor with those
+//! of others. Whether the peer holds the key, is denied, expected or let in is asked for each
+//! handshake.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,6 +65,22 @@ pub(super) struct Known {
     pub(super) peer: Arc<TlsPeer>,
     /// What it signs with, if that is of the common kind.
     pub(super) key: Option<Arc<LeafKey>>,
+}
+
+/// A chain that a peer presents and that is valid.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) known: Known,
+    /// As what it is kept once its key is proved; none where it is kept already.
+    pub(super) new: Option<New>,
+}
+
+/// A chain that was verified at `from`, and holds to the second `until`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct New {
+    pub(super) key: ChainKey,
+    pub(super) from: i64,
+    pub(super) until: i64,
 }
 
 #[derive(Debug)]
@@ -131,8 +148,15 @@ impl ChainCache {
         self.with(key, |shard| shard.get(key, now)).flatten()
     }
 
+    /// Keeps a chain whose key is proved.
+    pub(super) fn keep(&self, claim: &Claim) {
+        if let Some(New { key, from, until }) = claim.new {
+            self.insert(key, &claim.known, from, until);
+        }
+    }
+
     /// Keeps a chain that was verified at `now`, up to the second `until`.
-    pub(super) fn insert(&self, key: ChainKey, known: &Known, now: i64, until: i64) {
+    fn insert(&self, key: ChainKey, known: &Known, now: i64, until: i64) {
         if until < now {
             return;
         }

@@ -15,7 +15,7 @@ use zeugma_core::identity::{SpiffeId, TrustDomain};
 use zeugma_core::svid::{Certificate, Origin, Rule, Violation};
 
 use super::bundle::{Bundle, BundleError, Bundles};
-use super::cache::{ChainCache, ChainKey, Known};
+use super::cache::{ChainCache, ChainKey, Claim, Known, New};
 use super::config::provider;
 use super::crl::{CrlNumbers, Crls, CrlsError};
 use super::denied::{DeniedError, DeniedIds};
@@ -795,7 +795,8 @@ impl Credentials {
     }
 
     /// Verifies what a peer presented, as [`verify_chain`] with our CRLs and deny list; signatures of
-    /// a chain that was verified before are not computed again.
+    /// a chain that was verified before are not computed again. For whoever knows that the peer holds
+    /// its key: it is kept.
     ///
     /// # Errors
     /// The first broken rule.
@@ -806,20 +807,27 @@ impl Credentials {
         usage: Usage,
         now: UnixTime,
     ) -> Result<Arc<TlsPeer>, Refusal> {
-        Ok(self.know(leaf, intermediates, usage, now)?.peer)
+        let claim = self.claim(leaf, intermediates, usage, now)?;
+        self.keep(&claim);
+        Ok(claim.known.peer)
     }
 
-    /// As [`verify`](Self::verify), with what else is known of the chain.
-    pub(super) fn know(
+    /// As [`verify`](Self::verify), and keeps nothing.
+    pub(super) fn claim(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         usage: Usage,
         now: UnixTime,
-    ) -> Result<Known, Refusal> {
-        let known = self.verify_signatures(leaf, intermediates, usage, now)?;
-        self.check_denied(&known.peer.id)?;
-        Ok(known)
+    ) -> Result<Claim, Refusal> {
+        let claim = self.verify_signatures(leaf, intermediates, usage, now)?;
+        self.check_denied(&claim.known.peer.id)?;
+        Ok(claim)
+    }
+
+    /// Keeps the chain of a peer that has proved to hold its key.
+    pub(super) fn keep(&self, claim: &Claim) {
+        self.verified.keep(claim);
     }
 
     fn verify_signatures(
@@ -828,11 +836,11 @@ impl Credentials {
         intermediates: &[CertificateDer<'_>],
         usage: Usage,
         now: UnixTime,
-    ) -> Result<Known, Refusal> {
+    ) -> Result<Claim, Refusal> {
         let key = ChainKey::new(leaf, intermediates, usage);
-        let at = seconds(now);
-        if let Some(known) = key.and_then(|key| self.verified.get(&key, at)) {
-            return Ok(known);
+        let from = seconds(now);
+        if let Some(known) = key.and_then(|key| self.verified.get(&key, from)) {
+            return Ok(Claim { known, new: None });
         }
         let trusted = Trusted {
             bundles: &self.bundles,
@@ -842,12 +850,10 @@ impl Credentials {
             peer: Arc::new(verify(leaf, intermediates, &trusted, usage, now)?),
             key: LeafKey::of(leaf).map(Arc::new),
         };
-        if let Some(key) = key {
-            let due = self.crls.due_of(&known.peer.id.trust_domain());
-            let until = due.map_or(known.peer.not_after, |due| due.min(known.peer.not_after));
-            self.verified.insert(key, &known, at, until);
-        }
-        Ok(known)
+        let due = self.crls.due_of(&known.peer.id.trust_domain());
+        let until = due.map_or(known.peer.not_after, |due| due.min(known.peer.not_after));
+        let new = key.map(|key| New { key, from, until });
+        Ok(Claim { known, new })
     }
 
     /// Checks the deny list alone.

@@ -17,6 +17,7 @@ mod pem;
 mod possession;
 mod stream;
 mod transcript;
+mod verification;
 mod verify;
 
 pub(crate) use bundle::check_anchors;
@@ -24,8 +25,8 @@ pub use bundle::{
     ANCHORS_MAX, Anchor, BUNDLE_BYTES_MAX, BUNDLES_MAX, Bundle, BundleError, Bundles,
 };
 pub use cache::CACHED_CHAINS_MAX;
-pub(crate) use config::{Admit, caller_config, endpoint_config, upstream_config, web_config};
-pub use config::{PeerSlot, client_config, server_config};
+pub(crate) use config::{accept, endpoint_config, upstream_config, web_config};
+pub use config::{client_config, server_config};
 pub(crate) use credentials::check_svid;
 pub use credentials::{
     Credentials, CredentialsError, DomainBundle, ReadError, SVID_BYTES_MAX, SvidFiles, SvidGiven,
@@ -40,4 +41,6 @@ pub use given::Given;
 pub use groups::KNOWN_GROUPS_MAX;
 pub use pem::PemError;
 pub use stream::TlsStream;
+pub(crate) use verification::Admit;
+pub use verification::PeerSlot;
 pub use verify::{CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, Refusal, TlsPeer, Usage, verify_chain};

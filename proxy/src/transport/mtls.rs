@@ -13,7 +13,7 @@ use zeugma_core::identity::IdPattern;
 use super::alert::{close_after_alert, hang_up_after_alert};
 use super::{Prefixed, Stream};
 use crate::tls::{
-    Admit, Credentials, PeerSlot, Refusal, TlsPeer, TlsStream, caller_config, upstream_config,
+    self, Admit, Credentials, PeerSlot, Refusal, TlsPeer, TlsStream, upstream_config,
 };
 
 /// HTTP/2 (RFC 9113 §3.2).
@@ -64,9 +64,8 @@ pub(crate) async fn terminate(
     admit: Option<Admit>,
     deadline: Duration,
 ) -> Result<Session, SessionError> {
-    let (config, hearing) = caller_config(credentials, alpn, admit).map_err(SessionError::Setup)?;
-    let slot = hearing.slot();
-    let accepting = hearing.carry(TlsStream::accept(config, tcp));
+    let (accepting, slot) =
+        tls::accept(credentials, alpn, admit, tcp).map_err(SessionError::Setup)?;
     let stream = match timeout(deadline, accepting).await {
         Err(_elapsed) => return Err(SessionError::Timeout(deadline)),
         Ok(Err((error, tcp))) => {
@@ -103,11 +102,10 @@ pub(crate) async fn originate(
 ) -> Result<Session, SessionError> {
     let name = ServerName::try_from(sni.to_string())
         .map_err(|_invalid| SessionError::ServerName(Arc::clone(sni)))?;
-    let (config, hearing) =
+    let (config, slot) =
         upstream_config(credentials, address, expected, alpn).map_err(SessionError::Setup)?;
-    let slot = hearing.slot();
     let carrier = Prefixed::new(tcp, Vec::new());
-    let connecting = hearing.carry(TlsStream::connect(config, name, carrier));
+    let connecting = TlsStream::connect(config, name, carrier);
     let stream = match connecting.await {
         Err((error, carrier)) => {
             // Another endpoint may be tried: nobody waits for this one to have read the alert.

@@ -11,12 +11,12 @@ use rustls_pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{Accept, TlsAcceptor, TlsConnector};
 use zeugma_ca::files::{Access, write_atomically};
 use zeugma_ca::{Authority, LeafRequest, SubjectKey};
 use zeugma_core::identity::{IdPattern, SpiffeId, TrustDomain};
-use zeugma_proxy::tls::{Credentials, SvidFiles, client_config};
+use zeugma_proxy::tls::{Credentials, SvidFiles, client_config, server_config};
 
 /// The CA: one root, an issuer for each trust domain that was asked for.
 ///
@@ -157,7 +157,13 @@ impl Identity {
         connector.connect(name, stream).await
     }
 
-    /// The TLS client that presents it.
+    /// Answers the handshake of one caller, who must be of a known trust domain.
+    pub(crate) fn accept(&self, tcp: TcpStream, alpn: &[&[u8]]) -> Accept<TcpStream> {
+        let (config, _) = server_config(&self.credentials, alpn).unwrap();
+        TlsAcceptor::from(config).accept(tcp)
+    }
+
+    /// The TLS client that presents it, once.
     pub(crate) fn client(&self, alpn: &[&[u8]]) -> ClientConfig {
         let anyone: Vec<IdPattern> = self
             .credentials

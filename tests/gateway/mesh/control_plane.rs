@@ -21,10 +21,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tonic::codegen::tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
-use zeugma_proxy::tls::server_config;
 
 use super::{Identity, within};
 
@@ -74,17 +72,13 @@ struct Shared {
 pub(crate) struct ControlPlane {
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    identity: Option<Identity>,
     serving: JoinSet<()>,
 }
 
 impl ControlPlane {
     /// One that shows who it is, and wants to know who asks; plaintext without an identity.
     pub(crate) fn new(identity: Option<&Identity>) -> Self {
-        let tls = identity.map(|identity| {
-            let (config, _) = server_config(&identity.credentials, &[b"h2"]).unwrap();
-            config
-        });
         let shared = Arc::new(Shared {
             has: watch::channel((0, Manner::Well, Has::new())).0,
             heard: Mutex::default(),
@@ -93,7 +87,7 @@ impl ControlPlane {
         let mut this = Self {
             address: "127.0.0.1:0".parse().unwrap(),
             shared,
-            tls,
+            identity: identity.cloned(),
             serving: JoinSet::new(),
         };
         this.start();
@@ -109,7 +103,7 @@ impl ControlPlane {
         self.address = listener.local_addr().unwrap();
         self.serving.spawn(serve(
             listener,
-            self.tls.clone().map(TlsAcceptor::from),
+            self.identity.clone(),
             Arc::clone(&self.shared),
         ));
     }
@@ -173,19 +167,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+async fn serve(listener: TcpListener, identity: Option<Identity>, shared: Arc<Shared>) {
     let mut open = JoinSet::new();
     loop {
         let (tcp, _) = listener.accept().await.unwrap();
         let service = AggregatedDiscoveryServiceServer::new(Said(Arc::clone(&shared)));
         let service = TowerToHyperService::new(service);
         let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        let tls = tls.clone();
+        let identity = identity.clone();
         open.spawn(async move {
             // A client that goes, or is not let in, ends it.
-            match tls {
-                Some(tls) => {
-                    if let Ok(stream) = tls.accept(tcp).await {
+            match identity {
+                Some(identity) => {
+                    if let Ok(stream) = identity.accept(tcp, &[b"h2"]).await {
                         http.serve_connection(TokioIo::new(stream), service)
                             .await
                             .ok();

@@ -14,8 +14,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
-use zeugma_proxy::tls::server_config;
 
 use super::{Body, Identity, full};
 
@@ -63,8 +61,7 @@ impl Service {
 
     /// As [`http`](Self::http), over mTLS as `identity` (ALPN h2, http/1.1).
     pub(crate) async fn mtls(name: &'static str, identity: &Identity) -> Self {
-        let (config, _) = server_config(&identity.credentials, &[b"h2", b"http/1.1"]).unwrap();
-        Self::listen(Some(TlsAcceptor::from(config)), Serve::Named(name)).await
+        Self::listen(Some(identity.clone()), Serve::Named(name)).await
     }
 
     /// A TCP service that carries each connection as `carry` does.
@@ -87,11 +84,11 @@ impl Service {
         .await
     }
 
-    async fn listen(tls: Option<TlsAcceptor>, serve: Serve) -> Self {
+    async fn listen(identity: Option<Identity>, serve: Serve) -> Self {
         Self::accepting(move |tcp, seen| {
-            let (tls, serve) = (tls.clone(), serve.clone());
+            let (identity, serve) = (identity.clone(), serve.clone());
             async move {
-                let Some(tls) = tls else {
+                let Some(identity) = identity else {
                     let mut first = [0; 3];
                     let is_h2 = tcp
                         .peek(&mut first)
@@ -100,7 +97,7 @@ impl Service {
                     return serve.on(tcp, is_h2, seen).await;
                 };
                 // A caller that refuses us is gone.
-                if let Ok(stream) = tls.accept(tcp).await {
+                if let Ok(stream) = identity.accept(tcp, &[b"h2", b"http/1.1"]).await {
                     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                     serve.on(stream, is_h2, seen).await;
                 }

@@ -14,7 +14,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::ReadBuf;
 
 use super::RECORD_BYTES;
-use super::backlog::Backlog;
+use super::backlog::{Backlog, NoRoom};
 
 /// A session of either side, without a buffer of its own.
 pub(super) enum Connection {
@@ -33,6 +33,12 @@ pub(super) enum Step {
     PeerClosed,
     /// The peer broke the protocol, or said that we did.
     Failed(rustls::Error),
+}
+
+impl From<NoRoom> for Step {
+    fn from(error: NoRoom) -> Self {
+        Self::Failed(rustls::Error::General(error.to_string()))
+    }
 }
 
 /// Where a step leaves what it gives.
@@ -163,8 +169,8 @@ fn step<Data>(status: UnbufferedStatus<'_, '_, Data>, gains: &mut Gains<'_, '_>)
             step
         }
         Ok(ConnectionState::EncodeTlsData(mut data)) => {
-            gains.outgoing.append(|room| encode(&mut data, room));
-            Step::Again
+            let appended = gains.outgoing.append(|room| encode(&mut data, room));
+            appended.map_or_else(Step::from, |()| Step::Again)
         }
         Ok(ConnectionState::TransmitTlsData(transmit)) => {
             // It is in the queue, which keeps the order.
@@ -211,8 +217,8 @@ fn send<Data>(
         }
         Ok(ConnectionState::EncodeTlsData(mut data)) => {
             match order {
-                Order::Seal(sealing) => sealing.encode(&mut data),
-                Order::Close(outgoing) => outgoing.append(|room| encode(&mut data, room)),
+                Order::Seal(sealing) => sealing.encode(&mut data)?,
+                Order::Close(outgoing) => outgoing.append(|room| encode(&mut data, room))?,
             }
             Ok(false)
         }
@@ -284,18 +290,22 @@ impl Sealing<'_> {
     }
 
     /// Puts a record that is ready behind what is encrypted so far.
-    fn encode<Data>(&mut self, data: &mut EncodeTlsData<'_, Data>) {
+    fn encode<Data>(&mut self, data: &mut EncodeTlsData<'_, Data>) -> Result<(), NoRoom> {
         let room = self.ciphertext.get_mut(self.len..).unwrap_or_default();
-        self.len += encode(data, room).unwrap_or_default();
+        self.len += encode(data, room).map_err(|_wanted| NoRoom)?;
+        Ok(())
     }
 
     /// Puts records behind what is encrypted so far.
-    pub(super) fn append(&mut self, record: &[u8]) {
+    ///
+    /// # Errors
+    /// They have no room.
+    pub(super) fn append(&mut self, records: &[u8]) -> io::Result<()> {
         let room = self.ciphertext.get_mut(self.len..).unwrap_or_default();
-        if let Some(place) = room.get_mut(..record.len()) {
-            place.copy_from_slice(record);
-            self.len += record.len();
-        }
+        let place = room.get_mut(..records.len()).ok_or(NoRoom)?;
+        place.copy_from_slice(records);
+        self.len += records.len();
+        Ok(())
     }
 }
 

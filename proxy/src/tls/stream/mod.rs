@@ -337,9 +337,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             taken: 0,
             len: 0,
         };
-        sealing.append(self.outgoing.bytes());
+        let sealed = sealing.append(self.outgoing.bytes());
+        let sealed = sealed.and_then(|()| self.connection.seal(&mut self.held, &mut sealing));
         self.outgoing = Backlog::default();
-        self.connection.seal(&mut self.held, &mut sealing)?;
+        if let Err(error) = sealed {
+            // What was to be sent is lost: nothing may follow it.
+            self.writing = Writing::Closed;
+            return Poll::Ready(Err(error));
+        }
         let (taken, len) = (sealing.taken, sealing.len);
         let mut rest = buffers.ciphertext.get(..len).unwrap_or_default();
         if closes && len <= WIRE_BYTES {

@@ -5,7 +5,7 @@ mod hostile;
 mod memory;
 mod oracle;
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::TlsStream;
+use super::connection::{Connection, Sealing};
 use crate::tls::config::provider;
 use carrier::Tampered;
 
@@ -305,6 +306,25 @@ async fn a_write_fails_only_while_none_of_it_has_left() {
         let more = ours.write(b"more").await.unwrap_err();
         assert_eq!(more.kind(), io::ErrorKind::ConnectionReset, "{takes}");
     }
+}
+
+#[test]
+fn a_record_without_room_is_an_error() {
+    let mut connection = Connection::client(Arc::clone(&SIDES.client), name()).unwrap();
+    let mut sealing = Sealing {
+        slices: &[IoSlice::new(b"question")],
+        limit: 8,
+        gathered: &mut Vec::new(),
+        ciphertext: &mut [0; 64],
+        taken: 0,
+        len: 0,
+    };
+    // Its hello is ready, and longer than that.
+    let error = connection.seal(&mut [], &mut sealing).unwrap_err();
+    assert_eq!(error.to_string(), "a TLS record has no room");
+    assert_eq!(sealing.len, 0);
+    let error = sealing.append(&[0; 65]).unwrap_err();
+    assert_eq!(error.to_string(), "a TLS record has no room");
 }
 
 #[tokio::test]
