@@ -78,7 +78,7 @@ impl Case {
         Duration::from_secs(if self.is_cut() { 8 } else { 4 })
     }
 
-    /// The outage that issue 5 allows, if it says one.
+    /// The outage that is allowed, if any is.
     pub(crate) fn outage_max(self) -> Option<Duration> {
         match self {
             Self::Failing => None,

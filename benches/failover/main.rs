@@ -1,6 +1,6 @@
 //! What callers notice when endpoints, gateways and links die: our gateway beside Envoy, in one run.
 //!
-//! The question is issue 5's: at 200 requests a second no GET may fail, at most 5 POSTs, and no
+//! The question: at 200 requests a second no GET may fail, at most 5 POSTs, and no
 //! outage may last longer than 1 s, or 5 s where a link is cut. A figure above these decides what is
 //! worked on next. `cargo bench --bench failover` runs every case three times and writes
 //! `benches/FAILOVER.json` and, from it, `benches/FAILOVER.md`; with `--only` it looks at some of
@@ -50,7 +50,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Parser;
 use http::Method;
 
@@ -166,7 +166,10 @@ fn side_by_side(site: &Site, rows: &mut [Row]) -> Result<()> {
         .collect::<Result<_>>()?;
     let volleys = on_threads(jobs, |_, (mesh, method)| mesh.endure(&method))?;
     for (row, volley) in rows.iter_mut().zip(&volleys) {
-        row.figures.push(Figures::of(volley)?);
+        let figures = Figures::of(volley);
+        row.figures.push(
+            figures.with_context(|| format!("{} with {}", row.contestant.name(), row.method))?,
+        );
     }
     Ok(())
 }

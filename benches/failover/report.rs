@@ -15,7 +15,7 @@ use crate::gateway::Contestant;
 use crate::load::{BEFORE, PATIENCE, PER_SECOND};
 use crate::machine::Machine;
 
-/// How many requests that are not idempotent may fail, as issue 5 says.
+/// How many requests that are not idempotent may fail.
 const FAILED_MAX: usize = 5;
 
 /// A run.

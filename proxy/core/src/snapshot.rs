@@ -254,7 +254,7 @@ impl Policy {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SniPattern {
     /// Every server name of such a host, whether it names a port too or not
-    /// ([`SniTarget`](crate::names::SniTarget)).
+    /// ([`SniTarget`]).
     Host(HostPattern),
     /// Every server name of such a text, as control planes have it that know nothing of us.
     Text(HostPattern),
