@@ -216,21 +216,8 @@ fn service(name: &str, folder: &Path) -> Result<Envoy> {
     Envoy::start(name, Template::Backend, &values, folder)
 }
 
-fn envoy_is_served(test: &str, api_type: &str) -> Result<()> {
-    let folder = folder(test)?;
-    let (near, far) = (service("near", &folder)?, service("far", &folder)?);
-    let (near_port, far_port) = (near.address.port(), far.address.port());
-    let failing =
-        "  health: { passive: { consecutive: 1, on: [connect, reset, 503], eject: 300s } }\n";
-    let both = [("eu-1", near_port), ("eu-2", far_port)];
-    let orders = route("orders", &both, failing);
-    let plane = ControlPlane::start(&folder, &[("orders", orders)])?;
-    let values = Values::from([
-        ("api_type", api_type.to_owned()),
-        ("xds_port", plane.listens.port().to_string()),
-    ]);
-    let envoy = Envoy::start("envoy", Template::Ads, &values, &folder)?;
-    // P34: it would wait 15 s for secrets of an agent that it has not, and be ready without.
+/// P34: it would wait 15 s for secrets of an agent that it has not, and be ready without.
+fn is_ready_at_once(envoy: &Envoy) -> Result<()> {
     let listeners = envoy.listeners()?;
     let parts = |word: &str| listeners.matches(word).count();
     assert!(parts("sds_config") > 0);
@@ -242,22 +229,11 @@ fn envoy_is_served(test: &str, api_type: &str) -> Result<()> {
             took => format!("{took:?} ms"),
         })
     })?;
-    becomes("200 from near", || body(&envoy))?;
-    assert_eq!(plane.rejected()?, Vec::<String>::new());
-    // P48.
-    becomes("all taken", || {
-        let status = plane.status()?;
-        let is_taken =
-            |line: &&str| line.starts_with("east-gw ") && line.ends_with(" SYNCED ACKED");
-        // Clusters, endpoints, listeners and routes, and nothing that it does not take.
-        let taken = status.lines().filter(is_taken).count();
-        Ok(if (taken, status.lines().count()) == (4, 4) {
-            "all taken".to_owned()
-        } else {
-            status
-        })
-    })?;
-    // It asks us for its secrets too: that is shown, and nothing is late for it.
+    Ok(())
+}
+
+/// It asks us for its secrets too: that is shown, and nothing is late for it.
+fn its_secrets_are_shown_and_late_for_nobody(plane: &ControlPlane) -> Result<()> {
     let nodes = plane.nodes()?;
     let types = nodes
         .pointer("/nodes/0/types")
@@ -280,6 +256,40 @@ fn envoy_is_served(test: &str, api_type: &str) -> Result<()> {
         let line = format!("zeugma_xds_{late} 0");
         assert!(metrics.lines().any(|one| one == line), "{metrics}");
     }
+    Ok(())
+}
+
+fn envoy_is_served(test: &str, api_type: &str) -> Result<()> {
+    let folder = folder(test)?;
+    let (near, far) = (service("near", &folder)?, service("far", &folder)?);
+    let (near_port, far_port) = (near.address.port(), far.address.port());
+    let failing =
+        "  health: { passive: { consecutive: 1, on: [connect, reset, 503], eject: 300s } }\n";
+    let both = [("eu-1", near_port), ("eu-2", far_port)];
+    let orders = route("orders", &both, failing);
+    let plane = ControlPlane::start(&folder, &[("orders", orders)])?;
+    let values = Values::from([
+        ("api_type", api_type.to_owned()),
+        ("xds_port", plane.listens.port().to_string()),
+    ]);
+    let envoy = Envoy::start("envoy", Template::Ads, &values, &folder)?;
+    is_ready_at_once(&envoy)?;
+    becomes("200 from near", || body(&envoy))?;
+    assert_eq!(plane.rejected()?, Vec::<String>::new());
+    // P48.
+    becomes("all taken", || {
+        let status = plane.status()?;
+        let is_taken =
+            |line: &&str| line.starts_with("east-gw ") && line.ends_with(" SYNCED ACKED");
+        // Clusters, endpoints, listeners and routes, and nothing that it does not take.
+        let taken = status.lines().filter(is_taken).count();
+        Ok(if (taken, status.lines().count()) == (4, 4) {
+            "all taken".to_owned()
+        } else {
+            status
+        })
+    })?;
+    its_secrets_are_shown_and_late_for_nobody(&plane)?;
     // P47: what is carried is said every 10 s, from when Envoy was first asked for it.
     becomes("shop/orders carried", || {
         body(&envoy)?;
