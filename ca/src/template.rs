@@ -17,7 +17,7 @@ pub(crate) const ROOT_PATH_LEN: u8 = 2;
 /// pathLen of an issuer (XC9).
 pub(crate) const ISSUER_PATH_LEN: u8 = 0;
 
-/// A certificate's serial number: positive, 127 random bits (R2), of which the first seven are not all
+/// A certificate's serial number: positive, 127 random bits (R2), of which the first three are not all
 /// zero, so that everybody prints the same 32 digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Serial([u8; 16]);
@@ -31,8 +31,8 @@ impl Serial {
             let [first, ..] = &mut bytes;
             // RFC 5280 §4.1.2.2: positive, so the sign bit is clear.
             *first &= 0x7f;
-            // DER drops leading zeros, and with it those who print what it holds.
-            if *first != 0 {
+            // DER drops leading zeros, and so do those who print what it holds, or a number.
+            if *first >= 0x10 {
                 return Ok(Self(bytes));
             }
         }
@@ -198,7 +198,7 @@ mod tests {
         let drawn: std::collections::BTreeSet<String> = (0..10_000)
             .map(|_| {
                 let serial = Serial::random().unwrap();
-                assert!((1..0x80).contains(&serial.bytes()[0]), "{serial:?}");
+                assert!((0x10..0x80).contains(&serial.bytes()[0]), "{serial:?}");
                 serial.hex()
             })
             .collect();

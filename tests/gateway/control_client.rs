@@ -350,13 +350,8 @@ async fn an_update_that_leaves_nothing_is_done_where_that_is_wanted() {
 #[tokio::test]
 async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_and_tells_its_age()
 {
-    let mut world = World::new().await;
-    world.say_orders("1");
-    let gateway = world.start().await;
+    let (mut world, _former) = that_kept_orders().await;
     let kept = world.east.config().join("state/east-gw/control-plane");
-    eventually("it to be kept", async || kept.exists().then_some(())).await;
-    world.control_plane.kill().await;
-    gateway.finish().await;
     let gateway = world.start().await;
     gateway.message("ZG0524").await;
     let reply = get(world.east.apps, ORDERS, "/").await;

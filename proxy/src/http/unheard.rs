@@ -5,8 +5,8 @@
 //!            it was heard, or has acknowledged something
 //!   Sound <-------------------------------------------- Doubtful, Quiet
 //!     |  sent to, and a round trip and more without a word
-//!     +--> Doubtful (peers): asked by PING; what may not be repeated waits, at most until
-//!     |  any host would have acknowledged
+//!     +--> Doubtful (peers): asked by PING; what may not be repeated waits, at most half a second
+//!     |
 //!     +--> Quiet: requests go elsewhere
 //! ```
 //!
@@ -68,6 +68,14 @@ pub(super) enum Standing {
 struct Since {
     at: Instant,
     link: Link,
+    stuck: Option<Stuck>,
+}
+
+/// From when on the same bytes are the last that it has acknowledged, while more waits for that.
+#[derive(Debug, Clone, Copy)]
+struct Stuck {
+    at: Instant,
+    acked: u64,
 }
 
 /// Since when nothing was heard from a host that was sent something.
@@ -83,7 +91,11 @@ impl Unheard {
     /// Notes that something is sent over `link`.
     pub(super) fn sends(&self, link: Option<Link>, now: Instant) {
         if self.0.get().is_none() {
-            self.0.set(link.map(|link| Since { at: now, link }));
+            self.0.set(link.map(|link| Since {
+                at: now,
+                link,
+                stuck: None,
+            }));
         }
     }
 
@@ -97,7 +109,15 @@ impl Unheard {
             return Standing::Sound;
         }
         match since.link.sent() {
-            Some(sent) if sent.unacked > 0 => judge(host, care, &sent, waited),
+            Some(sent) if sent.unacked > 0 => {
+                let acked = sent.acked;
+                let before = since.stuck.filter(|stuck| stuck.acked == acked);
+                let stuck = before.unwrap_or(Stuck { at: now, acked });
+                let stuck_for = now.saturating_duration_since(stuck.at);
+                let stuck = Some(stuck);
+                self.0.set(Some(Since { stuck, ..since }));
+                judge(host, care, &sent, (waited, stuck_for))
+            }
             // It has taken it all; or there is no such connection any more, or no word of it.
             Some(_) | None => {
                 self.heard();
@@ -117,15 +137,16 @@ const fn first_look(host: Host, care: Care) -> Duration {
     }
 }
 
-/// How a host stands that nothing was heard from for so long, and that has not acknowledged all.
-fn judge(host: Host, care: Care, sent: &Sent, waited: Duration) -> Standing {
+/// How a host stands that nothing was heard from for so long, and that has not acknowledged all; what is
+/// first of that was seen so for a part of it.
+fn judge(host: Host, care: Care, sent: &Sent, (waited, stuck): (Duration, Duration)) -> Standing {
     let acknowledged_within = match host {
         Host::Peer => (ACKNOWLEDGED_WITHIN + 3 * sent.round_trip).min(sent.resent_after),
         Host::Other => sent.resent_after,
     };
-    // A moment ago it may have had everything, before it was sent this.
-    let unsent = sent.unsent.unwrap_or_default();
-    if sent.is_resent || waited.min(sent.silent).min(unsent) >= acknowledged_within {
+    // A moment ago it may have had everything, before it was sent this: unless the same was seen to wait.
+    let waits = sent.unsent.unwrap_or_default().max(stuck);
+    if sent.is_resent || waited.min(sent.silent).min(waits) >= acknowledged_within {
         return Standing::Quiet;
     }
     let is_doubted = host == Host::Peer
@@ -240,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_peer_is_doubted_after_two_round_trips_by_what_may_not_be_repeated() {
-        let judge = |care, ms| judge(Host::Peer, care, &sent(), ms * MS);
+        let judge = |care, ms| judge(Host::Peer, care, &sent(), (ms * MS, Duration::ZERO));
         assert_eq!(judge(Care::Once, 22), Standing::Sound);
         assert_eq!(judge(Care::Once, 23), Standing::Doubtful);
         assert_eq!(judge(Care::Repeatable, 23), Standing::Sound);
@@ -249,7 +270,9 @@ mod tests {
     #[test]
     fn a_peer_is_quiet_when_its_kernel_would_have_acknowledged() {
         for care in [Care::Once, Care::Repeatable] {
-            let judge = |sent: &Sent, ms| judge(Host::Peer, care, sent, ms * MS);
+            let stuck =
+                |sent: &Sent, ms, stuck| judge(Host::Peer, care, sent, (ms * MS, stuck * MS));
+            let judge = |sent: &Sent, ms| stuck(sent, ms, 0);
             // 40 ms that Linux may wait, three round trips, and 10 ms.
             assert_ne!(judge(&sent(), 79), Standing::Quiet);
             assert_eq!(judge(&sent(), 80), Standing::Quiet);
@@ -260,6 +283,10 @@ mod tests {
             for unsent in [Some(79 * MS), None] {
                 assert_ne!(judge(&Sent { unsent, ..sent() }, 900), Standing::Quiet);
             }
+            // Others may be sent without a pause, while the first waits.
+            let unsent = Some(5 * MS);
+            assert_ne!(stuck(&Sent { unsent, ..sent() }, 900, 79), Standing::Quiet);
+            assert_eq!(stuck(&Sent { unsent, ..sent() }, 900, 80), Standing::Quiet);
             let is_resent = true;
             let silent = Duration::ZERO;
             let resent = Sent {
@@ -276,7 +303,7 @@ mod tests {
             ..sent()
         };
         assert_eq!(
-            judge(Host::Peer, Care::Once, &far, 412 * MS),
+            judge(Host::Peer, Care::Once, &far, (412 * MS, Duration::ZERO)),
             Standing::Quiet
         );
     }
@@ -284,7 +311,7 @@ mod tests {
     #[test]
     fn another_host_is_quiet_when_the_kernel_sends_once_more_and_never_doubted() {
         for care in [Care::Once, Care::Repeatable] {
-            let judge = |ms| judge(Host::Other, care, &sent(), ms * MS);
+            let judge = |ms| judge(Host::Other, care, &sent(), (ms * MS, Duration::ZERO));
             assert_eq!(judge(203), Standing::Sound);
             assert_eq!(judge(204), Standing::Quiet);
         }
@@ -337,6 +364,7 @@ mod tests {
         while sent().unacked > 0 || sent().silent < 2 * sent().resent_after {
             tokio::time::sleep(LOOKING).await;
         }
+        assert!(sent().unsent.unwrap() >= sent().resent_after);
         (near, TcpStream::from_std(far).unwrap(), unheard)
     }
 
@@ -350,6 +378,8 @@ mod tests {
         };
         let (near, far, unheard) = silence().await;
         near.try_write(b"a reset").unwrap();
+        let sent = Link::of(&near).unwrap().sent().unwrap();
+        assert!(sent.unsent.unwrap() < sent.resent_after, "{sent:?}");
         is_sound(&unheard);
         drop((near, far));
         let (near, far, unheard) = silence().await;

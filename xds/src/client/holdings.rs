@@ -476,11 +476,11 @@ impl Holdings {
         let is_alike =
             |kind| (blamed.iter()).any(|one| is_of_clusters(one.kind) == is_of_clusters(kind));
         let is_suspect = |nth: usize, (kind, _): &Key, entry: &Entry| match nth {
-            0 => entry.is_aside && !is_last,
-            1 => is_alike(*kind) && !is_last,
+            0 => entry.is_aside,
+            1 => is_alike(*kind),
             _ => true,
         };
-        for nth in 0..3 {
+        for nth in if is_last { 2..3 } else { 0..3 } {
             for (key, entry) in &self.entries {
                 let is_new = entry.next.is_some() && is_suspect(nth, key, entry);
                 if is_new && left_out.insert(key.clone()) && !is_waiting {

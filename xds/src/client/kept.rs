@@ -47,6 +47,8 @@ pub struct Kept {
 pub(super) struct Given {
     pub(super) at: u64,
     pub(super) by: Arc<str>,
+    /// Another one gave some of it: no version is kept, for each has its own, and they may look alike (P4).
+    pub(super) is_of_several: bool,
 }
 
 /// What is to be written to the file.
@@ -168,7 +170,7 @@ fn part<'a>(
         to.text(name);
         to.byte(u8::from(resource.is_some()));
         if let Some((version, body)) = resource {
-            to.text(version);
+            to.text(if given.is_of_several { "" } else { version });
             let body = body.to_any();
             to.number(body.value.len() as u64);
             to.raw(&body.value);
@@ -281,7 +283,7 @@ impl Kept {
         let mut from = Reader::new(part);
         self.given = Given {
             at: from.number()?,
-            by: Arc::default(),
+            ..Given::default()
         };
         for nth in 0..from.number()? {
             let kind = kind(from.byte()?).ok_or(Corrupt("a kind that is not known"))?;

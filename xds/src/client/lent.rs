@@ -22,8 +22,8 @@ pub(super) struct Lent {
     /// Not there while it is away.
     session: Option<Session>,
     away: Option<JoinHandle<Back>>,
-    /// What happened meanwhile.
-    later: VecDeque<Happened>,
+    /// What happened meanwhile, and how many resources it is about.
+    later: VecDeque<(Happened, usize)>,
 }
 
 /// What it came back with; no actions where it could not take what it was given.
@@ -49,31 +49,36 @@ impl Lent {
 
     /// What is to be done about something; nothing yet where it is away, or goes for it. `resources`: how many
     /// it is about, if it does not say so itself.
-    pub(super) fn handle(&mut self, (event, now, draw): Happened, resources: usize) -> Vec<Action> {
-        let is_much = resources >= MANY || is_much(&event);
-        match self.session.take() {
-            None => {
-                self.later.push_back((event, now, draw));
-                Vec::new()
-            }
-            Some(mut session) if is_much => {
+    pub(super) fn handle(&mut self, happened: Happened, resources: usize) -> Vec<Action> {
+        self.later.push_back((happened, resources));
+        self.go_on()
+    }
+
+    /// Takes what happened, in order, until it goes for something.
+    pub(super) fn go_on(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while let Some(mut session) = self.session.take() {
+            let Some(((event, now, draw), resources)) = self.later.pop_front() else {
+                self.session = Some(session);
+                break;
+            };
+            if resources >= MANY || is_much(&event) {
                 self.away = Some(tokio::task::spawn_blocking(move || {
                     // A panic is told by the hook.
                     let handle = AssertUnwindSafe(|| session.handle(event, now, draw));
                     let actions = catch_unwind(handle).ok();
                     (session, actions)
                 }));
-                Vec::new()
+                break;
             }
-            Some(mut session) => {
-                let actions = session.handle(event, now, draw);
-                self.session = Some(session);
-                actions
-            }
+            actions.extend(session.handle(event, now, draw));
+            self.session = Some(session);
         }
+        actions
     }
 
-    /// What is to be done once it is back; for ever where it is not away.
+    /// What is to be done once it is back; for ever where it is not away. Where it failed, what happened
+    /// meanwhile is taken by the next [`go_on`](Self::go_on).
     ///
     /// # Cancel safety
     /// Safe: a task keeps what it has.
@@ -82,20 +87,14 @@ impl Lent {
             Some(away) => away.await,
             None => std::future::pending().await,
         };
+        self.away = None;
         let Ok((session, actions)) = back else {
             // The process ends.
             return std::future::pending().await;
         };
-        self.away = None;
         self.session = Some(session);
-        let Some(mut actions) = actions else {
-            return Err(Failed);
-        };
-        while self.session.is_some()
-            && let Some(happened) = self.later.pop_front()
-        {
-            actions.extend(self.handle(happened, 0));
-        }
+        let mut actions = actions.ok_or(Failed)?;
+        actions.extend(self.go_on());
         Ok(actions)
     }
 }
@@ -192,5 +191,30 @@ mod tests {
             assert!(lent.back().await.is_ok());
             assert_eq!(lent.at_hand().is_some(), is_at_hand);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_about_much_is_so_later_too() {
+        let mut lent = open();
+        lent.handle((delta(MANY, 1), Time::ZERO, 0.0), 0);
+        lent.handle((Event::Tick, Time::ZERO, 0.0), MANY);
+        for is_at_hand in [false, true] {
+            assert!(lent.back().await.is_ok());
+            assert_eq!(lent.at_hand().is_some(), is_at_hand);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_happened_before_a_failure_is_taken_before_what_follows_of_it() {
+        let mut lent = open();
+        let session = lent.session.take().unwrap();
+        lent.away = Some(tokio::task::spawn_blocking(move || (session, None)));
+        let closed = |ended| ((Event::Closed(ended), Time::ZERO, 0.0), 0);
+        let (happened, about) = closed(Ended::Otherwise);
+        assert_eq!(lent.handle(happened, about), []);
+        assert!(lent.back().await.is_err());
+        assert_eq!(lent.later.len(), 1);
+        let actions = lent.go_on();
+        assert!(lent.later.is_empty() && !actions.is_empty(), "{actions:?}");
     }
 }

@@ -303,6 +303,11 @@ impl Client {
                 back = self.session.back() => {
                     match back {
                         Ok(actions) => self.actions.extend(actions),
+                        // That its stream has ended is among what happened meanwhile.
+                        Err(Failed) if matches!(self.stream, Stream::None) => {
+                            let actions = self.session.go_on();
+                            self.actions.extend(actions);
+                        }
                         Err(Failed) => self.lost(DEFECT.to_owned(), Ended::Otherwise, draw),
                     }
                     continue;
@@ -399,11 +404,16 @@ impl Client {
         let holdings = self.holdings.as_mut()?;
         if let Some(at) = said.filter(|_| !self.is_of_another) {
             let by = Arc::clone(&self.answered_by);
-            self.given = Given { at, by };
+            self.given = Given {
+                at,
+                by,
+                is_of_several: false,
+            };
         }
         let changed = holdings.take_unkept();
         let good = |key: &Key| holdings.good_of(key);
         let all = holdings.good();
+        self.given.is_of_several |= self.is_of_another;
         let given = self.given.clone();
         Some(Keep::of(&mut self.written, changed, good, all, given))
     }

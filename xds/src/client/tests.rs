@@ -587,6 +587,7 @@ fn given(at: u64) -> Given {
     Given {
         at,
         by: "http://plane.example".into(),
+        is_of_several: false,
     }
 }
 
@@ -648,7 +649,12 @@ async fn what_another_control_plane_gave_is_its_own_until_nothing_of_it_serves()
             panic!("all of it is to be kept");
         };
         let read = Kept::from_bytes(&kept.to_bytes()).unwrap();
-        (read.at(), read.by().unwrap_or_default().to_owned())
+        let versions = read.resources().map(|(_, one)| one.version);
+        let has_versions = versions.flatten().any(|version| !version.is_empty());
+        // The former counts by itself: versions of another are nothing to it.
+        let by = read.by().unwrap_or_default().to_owned();
+        assert_eq!(has_versions, by != "http://plane.example");
+        (read.at(), by)
     };
     let former = (7, "http://plane.example".to_owned());
     let (client, resumed) = Client::new(options(1 << 20), Some(&kept));

@@ -92,7 +92,7 @@ enum Writing {
     /// What is written next is the last: it waits in `outgoing` for close_notify, if it is no more
     /// than a record.
     Closing,
-    /// Our close_notify is sent or queued.
+    /// Nothing more is sent: our close_notify is sent or queued, or what was to be sent is lost.
     Closed,
 }
 

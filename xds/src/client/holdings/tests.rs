@@ -892,3 +892,24 @@ fn what_is_refused_of_a_cluster_is_looked_at_again_with_its_own() {
     assert_eq!(given.services(), ["shop/orders 10.0.1.9:80"]);
     assert_eq!(given.holdings.waiting(), 0);
 }
+
+#[test]
+fn the_last_round_leaves_out_all_that_is_new_whatever_is_blamed() {
+    let all = apart(compiled(&[GATEWAY, ORDERS]));
+    let mut given = Given::new();
+    given.holdings.take(all_known(puts(&all, &Kind::ALL, "1")));
+    let (kind, name) = all.keys().next().unwrap();
+    let blamed = [Blamed {
+        kind: *kind,
+        name: name.to_string(),
+        why: "it is bad".to_owned(),
+    }];
+    let left_out = |is_last| {
+        let (mut left_out, mut faults) = Default::default();
+        let more = (&mut left_out, &mut faults);
+        assert!(given.holdings.leave_out(&blamed, is_last, false, more));
+        left_out.len()
+    };
+    assert!((1..all.len()).contains(&left_out(false)));
+    assert_eq!(left_out(true), all.len());
+}
