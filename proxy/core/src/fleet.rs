@@ -97,8 +97,11 @@ pub struct Fleet {
 #[derive(Debug, Clone)]
 struct ClusterState {
     cluster: Arc<Cluster>,
-    /// Its endpoints in the order of their keys, in which [`Fleet::endpoints`] has them too.
+    /// Its endpoints in the order of their keys.
     by_key: Box<[u32]>,
+    /// What each of its endpoints is at this moment; whatever changes one of them says so by
+    /// [`Fleet::restate`], for to ask all is most of what an ejection costs where there are a thousand.
+    statuses: Box<[EndpointStatus]>,
     /// The names of each level's backends, in their order, each once.
     backends: Box<[Box<[Arc<str>]>]>,
     /// `None` where no peer is asked.
@@ -166,7 +169,7 @@ impl Fleet {
                 continue;
             };
             let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
-            let statuses = self.statuses_of(state);
+            let statuses = state.statuses.to_vec();
             let worths = self.worths(&state.cluster);
             let mut shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
             shares.parts = self.parts(&state.cluster, now);
@@ -220,7 +223,7 @@ impl Fleet {
         for state in &self.clusters {
             debug_assert_eq!(state.levels.len(), state.cluster.levels.len());
             let statuses = self.statuses(&state.cluster);
-            debug_assert_eq!(statuses, self.statuses_of(state));
+            debug_assert_eq!(statuses, *state.statuses, "{}", state.cluster.name);
             let worths = self.worths(&state.cluster);
             for (ix, level) in state.levels.iter().enumerate() {
                 let alive = healthy_share(&state.cluster, &statuses, &worths, ix) > 0.0;

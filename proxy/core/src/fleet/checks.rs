@@ -102,6 +102,7 @@ impl Fleet {
                 FleetEvent::Healthy { key: key.clone() }
             }
         };
+        self.restate(key);
         self.tell(event);
         if change == Some(ActiveVerdict::Unhealthy) {
             self.warming.stop(key);

@@ -49,6 +49,7 @@ impl Fleet {
         let outlier = endpoint.outlier.get_or_insert_default();
         let until = outlier.eject(cause, eject, now).until;
         self.expiries.insert((until, key.clone()));
+        self.restate(key);
         self.warming.stop(key);
         self.tell(FleetEvent::Ejected {
             key: key.clone(),
@@ -82,8 +83,7 @@ impl Fleet {
             again.is_some()
                 && (cluster.endpoints.get(ix)).is_some_and(|endpoint| Some(&endpoint.key) == again)
         };
-        let statuses = self.statuses_of(state);
-        let kept = (statuses.iter().enumerate())
+        let kept = (state.statuses.iter().enumerate())
             .filter(|(ix, _)| *ix != home.endpoint())
             .filter(|(ix, status)| is_again(*ix) || status.is_healthy())
             .count();
@@ -128,6 +128,7 @@ impl Fleet {
             self.endpoints.remove(key);
             return;
         };
+        self.restate(key);
         self.tell(FleetEvent::Readmitted { key: key.clone() });
         self.start_slowly(vec![key.clone()], now);
         let route = cluster_route(&self.clusters, home);

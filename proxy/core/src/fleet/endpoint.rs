@@ -1,8 +1,5 @@
 //! What is known of one endpoint, where it is judged, and what its status is by all of it.
 
-use std::cmp::Ordering;
-use std::sync::Arc;
-
 use crate::health::Active;
 use crate::outlier::{Ejection, Outlier};
 use crate::shares::EndpointStatus;
@@ -127,54 +124,35 @@ impl Fleet {
         cluster.endpoints.iter().map(of).collect()
     }
 
-    /// As [`statuses`](Self::statuses), in one walk over endpoints and keys side by side: to look each
-    /// key up by itself is most of what an ejection costs where there are a thousand.
-    pub(super) fn statuses_of(&self, state: &ClusterState) -> Vec<EndpointStatus> {
-        /// Endpoints of others that are passed over before the next key is looked up.
-        const PASSED_MAX: usize = 16;
-        let endpoints = &state.cluster.endpoints;
-        let mut statuses = vec![EndpointStatus::Healthy; endpoints.len()];
-        let at = |ix: u32| usize::try_from(ix).unwrap_or(usize::MAX);
-        let mut known = self.endpoints.range::<EndpointKey, _>(..).peekable();
-        let mut passed = PASSED_MAX;
-        for ix in &state.by_key {
-            let Some(key) = endpoints.get(at(*ix)).map(|endpoint| &endpoint.key) else {
-                continue;
-            };
-            loop {
-                if passed >= PASSED_MAX {
-                    known = self.endpoints.range(key..).peekable();
-                    passed = 0;
-                }
-                match known
-                    .peek()
-                    .map(|(next, of)| (compare(next, key), of.status()))
-                {
-                    Some((Ordering::Less, _)) => {
-                        known.next();
-                        passed += 1;
-                    }
-                    Some((Ordering::Equal, status)) => {
-                        if let Some(place) = statuses.get_mut(at(*ix)) {
-                            *place = status;
-                        }
-                        passed = 0;
-                        break;
-                    }
-                    Some((Ordering::Greater, _)) | None => break,
-                }
+    /// Takes over what an endpoint is by now, in each cluster that holds it.
+    pub(super) fn restate(&mut self, key: &EndpointKey) {
+        let Some(state) = self.endpoints.get(key) else {
+            return;
+        };
+        let (status, home) = (state.status(), state.home);
+        let cluster = home.and_then(|home| self.clusters.get(home.cluster()));
+        let members = cluster.and_then(|state| self.routes.get(&state.cluster.route));
+        for ix in members.into_iter().flatten() {
+            if let Some(state) = self.clusters.get_mut(*ix) {
+                state.restate(key, status);
             }
         }
-        statuses
     }
 }
 
-/// As `cmp`, at a glance where both are one text.
-fn compare(one: &EndpointKey, other: &EndpointKey) -> Ordering {
-    if Arc::ptr_eq(&one.0, &other.0) {
-        Ordering::Equal
-    } else {
-        one.cmp(other)
+impl ClusterState {
+    fn restate(&mut self, key: &EndpointKey, status: EndpointStatus) {
+        let at = |ix: u32| usize::try_from(ix).unwrap_or(usize::MAX);
+        let endpoints = &self.cluster.endpoints;
+        let key_at = |ix: &u32| endpoints.get(at(*ix)).map(|endpoint| &endpoint.key);
+        let first = self.by_key.partition_point(|ix| key_at(ix) < Some(key));
+        // One address may stand in it more than once.
+        let places = self.by_key.iter().skip(first);
+        for ix in places.take_while(|ix| key_at(ix) == Some(key)) {
+            if let Some(place) = self.statuses.get_mut(at(*ix)) {
+                *place = status;
+            }
+        }
     }
 }
 

@@ -194,8 +194,7 @@ impl Fleet {
     #[must_use]
     pub fn is_missed(&self, evacuation: &Evacuation, route: Option<&str>) -> bool {
         let is_missed = |state: &ClusterState| {
-            let statuses = self.statuses_of(state);
-            if statuses.iter().any(|status| status.is_healthy()) {
+            if state.statuses.iter().any(|status| status.is_healthy()) {
                 return false;
             }
             (state.cluster.endpoints.iter()).any(|endpoint| {
@@ -392,6 +391,7 @@ impl Fleet {
                 };
                 if state.is_evacuated != is {
                     state.is_evacuated = is;
+                    self.restate(&endpoint.key);
                     changed.insert(Arc::clone(&cluster.route));
                 }
             }

@@ -354,7 +354,7 @@ impl Fleet {
         let wanting = members.iter().filter_map(|ix| {
             let state = self.clusters.get(*ix)?;
             let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
-            let statuses = self.statuses_of(state);
+            let statuses = state.statuses.to_vec();
             let worths = self.worths(&state.cluster);
             let shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
             let levels = state.levels.iter();

@@ -276,6 +276,7 @@ impl Fleet {
         ClusterState {
             cluster: Arc::clone(cluster),
             by_key: by_key(cluster),
+            statuses: statuses.into(),
             backends: backends(cluster),
             asked,
             levels,
@@ -293,6 +294,7 @@ impl ClusterState {
         Self {
             cluster: Arc::clone(cluster),
             by_key: Box::default(),
+            statuses: Box::default(),
             backends: Box::default(),
             asked: None,
             levels: Box::default(),

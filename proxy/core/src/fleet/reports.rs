@@ -390,6 +390,7 @@ impl Fleet {
             return None;
         }
         state.behind = next.map(Box::new);
+        self.restate(key);
         let is_empty = |of: Option<&Behind>| of.is_some_and(Behind::is_empty);
         let said = Said::of(next.as_ref());
         let told = said != Said::of(before.as_ref());

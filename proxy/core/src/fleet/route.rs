@@ -67,10 +67,9 @@ impl Fleet {
         let healthy: Vec<Vec<f64>> = (members.iter())
             .filter_map(|ix| self.clusters.get(*ix))
             .map(|state| {
-                let statuses = self.statuses_of(state);
                 let worths = self.worths(&state.cluster);
                 (0..state.cluster.levels.len())
-                    .map(|level| healthy_share(&state.cluster, &statuses, &worths, level))
+                    .map(|level| healthy_share(&state.cluster, &state.statuses, &worths, level))
                     .collect()
             })
             .collect();
