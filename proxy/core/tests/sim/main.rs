@@ -9,17 +9,23 @@
     clippy::indexing_slicing,
     clippy::wildcard_enum_match_arm,
     clippy::print_stderr,
-    reason = "tests"
+    clippy::disallowed_methods,
+    reason = "tests, which read what to run from the environment"
 )]
 
 mod check;
 mod scenario;
 mod world;
 
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, available_parallelism};
+
 use scenario::{Scenario, Tally};
 
-/// Scenarios of one run of the tests; about fifteen seconds of one processor without optimisation.
-const SCENARIOS: u64 = 1000;
+/// Scenarios of one run of the tests: a good minute of one processor, for `zeugma-core` is optimised
+/// where it is tested too.
+const SCENARIOS: u64 = 10_000;
 
 #[test]
 fn what_must_hold_holds_in_every_scenario() {
@@ -27,10 +33,25 @@ fn what_must_hold_holds_in_every_scenario() {
         Some(seed) => (seed, 1),
         None => (1, number("ZEUGMA_SCENARIOS").unwrap_or(SCENARIOS)),
     };
+    let next = AtomicU64::new(first);
+    let runner = || {
+        let mut tally = Tally::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return tally;
+            }
+            tally.add(&run(seed));
+        }
+    };
+    let runners = available_parallelism().map_or(1, NonZero::get);
     let mut tally = Tally::default();
-    for seed in first..first + count {
-        tally.add(&run(seed));
-    }
+    thread::scope(|scope| {
+        let runners: Vec<_> = (0..runners).map(|_| scope.spawn(runner)).collect();
+        for runner in runners {
+            tally.add(&runner.join().unwrap());
+        }
+    });
     eprintln!("{count} scenarios: {tally:?}");
     if count >= SCENARIOS {
         tally.check_that_everything_happened();
@@ -59,7 +80,7 @@ struct Seed(u64);
 
 impl Drop for Seed {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             eprintln!("replay with ZEUGMA_SEED={}", self.0);
         }
     }

@@ -36,6 +36,8 @@ const STEPS: u32 = 40;
 const WAKES_MAX: u32 = 5000;
 /// One of so many requests is explained.
 const EXPLAINED_EVERY: u64 = 8;
+/// One of so many scenarios is watched for the longest time that anything may take.
+const WATCHED_TO_THE_END: u64 = 16;
 /// How often a gateway says that its report still holds.
 const BEAT: Duration = Duration::from_secs(2);
 
@@ -147,6 +149,7 @@ impl Tally {
 type Sent = (f64, Vec<Time>);
 
 pub(crate) struct Scenario {
+    seed: u64,
     rng: Rng,
     blueprint: Blueprint,
     snapshot: Rc<Snapshot>,
@@ -179,6 +182,7 @@ impl Scenario {
         let shares = Rc::new(fleet.shares(Time::ZERO));
         assert_eq!(shares.clusters.len(), snapshot.clusters.len());
         Self {
+            seed,
             rng,
             blueprint,
             snapshot,
@@ -791,6 +795,12 @@ impl Scenario {
             .0
     }
 
+    fn all_is_healthy(&self) -> bool {
+        let endpoints = self.snapshot.clusters.iter().flat_map(|of| &of.endpoints);
+        let mut statuses = endpoints.map(|endpoint| self.fleet.status(&endpoint.key).unwrap());
+        statuses.all(EndpointStatus::is_healthy)
+    }
+
     /// With every fault gone all traffic ends up at the nearest level that has endpoints.
     fn recover(&mut self) {
         self.truth.clear();
@@ -810,14 +820,18 @@ impl Scenario {
             reporter.beat = self.now;
         }
         self.speak();
-        // Longer than any ejection and its trial, check, hold, failback and ramp together.
+        // Longer than any ejection and its trial, check, hold, failback and ramp together; what is well
+        // stays so, which most need not show for as long.
+        let shows_all = self.seed.is_multiple_of(WATCHED_TO_THE_END);
         for _ in 0..20 {
             self.pass(Duration::from_secs(30));
             self.request();
             // It may have been a trial.
             self.look(Since::Events);
+            if !shows_all && self.all_is_healthy() {
+                break;
+            }
         }
-        self.look(Since::Events);
         // What waits for an operator.
         for cluster in &self.snapshot.clusters {
             self.fleet.reset(&cluster.route, self.now);
@@ -827,7 +841,7 @@ impl Scenario {
             self.pass(Duration::from_secs(10));
         }
         self.look(Since::Events);
-        assert!(self.statuses().values().all(|status| status.is_healthy()));
+        assert!(self.all_is_healthy());
         for (cluster, of) in self.snapshot.clusters.iter().zip(&self.shares.clusters) {
             // Ports fail over together: a level counts where each of them has endpoints.
             let nearest = cluster
