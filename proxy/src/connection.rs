@@ -45,7 +45,7 @@ use crate::transport::mtls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, SessionError};
 use crate::transport::{Prefixed, Stream};
 use crate::upstream::{self, Reached, Unreached};
 use crate::walk::{Commit, walk};
-use crate::{http, proxy_protocol};
+use crate::{http, policy, proxy_protocol};
 
 /// Who was refused inside the handshake by policy, and why.
 type Refused = Arc<OnceLock<(SpiffeId, Reason)>>;
@@ -743,32 +743,14 @@ impl Visit {
             path: None,
             headers: None,
         };
-        let policy = &snapshot.service(service).policy;
-        let (verdict, rule) = match authorize(&snapshot, service, &asking) {
-            Verdict::Allow { rule } => (Ok(()), policy.allow.get(rule)),
-            Verdict::Audit {
-                reason,
-                rule,
-                nearest,
-            } => {
-                self.detail = Some(explain_audit(snapshot.service(service), reason, nearest));
-                let metrics = &self.worker.shared.metrics;
-                metrics.audited(&snapshot.service(service).name, reason);
-                (Ok(()), rule.and_then(|nth| policy.deny.get(nth)))
-            }
-            Verdict::Deny {
-                reason,
-                rule,
-                nearest,
-            } => {
-                self.detail = explain_denial(snapshot.service(service), nearest);
-                (Err(reason), rule.and_then(|nth| policy.deny.get(nth)))
-            }
-        };
-        self.rule = rule
+        let metrics = &self.worker.shared.metrics;
+        let judged = policy::judge(&snapshot, service, &asking, metrics);
+        self.detail = judged.detail;
+        self.rule = judged
+            .rule
             .and_then(|rule| rule.position.as_ref())
             .map(|position| position.to_string().into());
-        verdict
+        judged.verdict
     }
 
     /// A check of the caller's own identity that runs inside the handshake.
@@ -946,23 +928,6 @@ impl Drop for Visit {
             bytes_received: self.moved.up.get(),
             duration: self.began.elapsed(),
         });
-    }
-}
-
-/// Which allow rule came nearest to letting a caller in.
-pub(crate) fn explain_denial(service: &Service, nearest: Option<usize>) -> Option<String> {
-    let position = service.policy.allow.get(nearest?)?.position.as_ref()?;
-    Some(format!(
-        "the allow rule at {position} is the nearest to a match"
-    ))
-}
-
-/// What a policy of `audit` would have done.
-pub(crate) fn explain_audit(service: &Service, reason: Reason, nearest: Option<usize>) -> String {
-    let denied = format!("let in by `policy: audit`; enforced: {}", reason.label());
-    match explain_denial(service, nearest) {
-        Some(why) => format!("{denied}: {why}"),
-        None => denied,
     }
 }
 

@@ -29,6 +29,7 @@ mod metrics;
 mod otlp;
 mod peek;
 mod peer;
+mod policy;
 mod probe;
 mod proxy_protocol;
 mod pulse;

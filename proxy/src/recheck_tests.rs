@@ -452,51 +452,6 @@ async fn a_certificate_that_ran_out_ends_sessions_in_peace_and_nothing_else() {
 }
 
 #[test]
-fn a_known_chain_is_judged_by_the_time_of_each_handshake() {
-    use crate::tls::Usage;
-    let world = World::new();
-    let credentials = world.worker.shared.credentials.load_full();
-    let (leaf, rest) = credentials.chain().split_first().unwrap();
-    let now = UnixTime::now();
-    let verify = |usage, at| credentials.verify(leaf, rest, usage, at);
-    let first = verify(Usage::Client, now).unwrap();
-    let again = verify(Usage::Client, now).unwrap();
-    assert!(
-        Arc::ptr_eq(&first, &again),
-        "its signatures are not computed again"
-    );
-    assert_eq!(credentials.cached_chains(), 1);
-    verify(Usage::Server, now).unwrap();
-    assert_eq!(credentials.cached_chains(), 2);
-    let seconds = u64::try_from(first.not_after).unwrap();
-    let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-    verify(Usage::Client, at(seconds)).unwrap();
-    let late = verify(Usage::Client, at(seconds + 1)).unwrap_err();
-    assert_eq!(late.violation.rule, Rule::Expired);
-    // Other credentials begin with nothing.
-    let files = SvidFiles {
-        certificate: world.folder.path().join("gw.pem"),
-        key: world.folder.path().join("gw.key"),
-        bundles: world.folder.path().join("bundles"),
-        crls: None,
-        denied: Some(world.folder.path().join("denied")),
-        domains: Vec::new(),
-        own: None,
-    };
-    let list = format!("{}\n", first.id);
-    std::fs::write(files.denied.as_ref().unwrap(), list).unwrap();
-    let next = credentials.reload(&files).unwrap();
-    assert_eq!((next.generation(), next.cached_chains()), (2, 0));
-    assert!(next.differs(&credentials));
-    // The deny list is asked though the chain is known.
-    for _ in 0..2 {
-        let denied = next.verify(leaf, rest, Usage::Client, now).unwrap_err();
-        assert_eq!(denied.violation.rule, Rule::DeniedId);
-    }
-    assert_eq!(next.cached_chains(), 0);
-}
-
-#[test]
 fn names_from_before_are_found_up_to_their_limit() {
     let folder = tempfile::tempdir().unwrap();
     let snapshot = |nth: usize, address: &str| {

@@ -642,7 +642,10 @@ impl Pool {
                 }
             }
             if let Found::Doubtful(hearing) = found {
-                hearing.settle().await;
+                if hearing.settle().await.is_err() {
+                    // To ask once more would tell as little.
+                    wanted.care = Care::Repeatable;
+                }
                 wanted.now = Instant::now();
                 continue;
             }

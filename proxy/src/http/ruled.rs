@@ -19,7 +19,7 @@ use zeugma_core::verdict::Reason;
 use super::exchange::Exchange;
 use super::headers;
 use crate::admission;
-use crate::connection::explain_audit;
+use crate::policy::explain_audit;
 use crate::runtime::Published;
 use crate::upstream::Pinned;
 

@@ -5,18 +5,22 @@
 //!            it was heard, or has acknowledged something
 //!   Sound <-------------------------------------------- Doubtful, Quiet
 //!     |  sent to, and a round trip and more without a word
-//!     +--> Doubtful (peers): asked by PING; what may not be repeated waits, at most half a second
+//!     +--> Doubtful (peers): asked by PING; what may not be repeated waits, at most half a second,
+//!     |                      and is sent then where nothing is known yet
 //!     |
 //!     +--> Quiet: requests go elsewhere
 //! ```
 //!
 //! The kernel knows whether the host has acknowledged, which it does whatever its programs do: a slow
-//! service makes nobody quiet. Where the kernel does not say, all are sound, until a PING is overdue.
+//! service makes nobody quiet, nor one that is stopped, nor one that reads nothing, for what its window
+//! has no room for is not sent. Those are a PING's to find. Where the kernel does not say, all are
+//! sound, until a PING is overdue.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::flow::Flow;
@@ -33,7 +37,7 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(50);
 const RESENT_AFTER: Duration = Duration::from_millis(200);
 /// How often is looked while something is doubtful.
 const LOOKING: Duration = Duration::from_millis(2);
-/// How long at most. The kernel's own clock is coarse.
+/// How long at most: a caller waits for it.
 const LOOKING_MAX: Duration = Duration::from_millis(500);
 
 /// Who is at the other end.
@@ -206,23 +210,29 @@ impl Hearing {
 
     /// Asks the host, and waits until it is not doubtful any more.
     ///
+    /// # Errors
+    /// It still is after half a second: it has said nothing, and nothing says yet that it is gone.
+    ///
     /// # Cancel safety
     /// Loses nothing.
-    pub(super) async fn settle(&self) {
+    pub(super) async fn settle(&self) -> Result<(), Elapsed> {
         let ear = &*self.0;
         let acked = || ear.link.and_then(|link| link.sent()).map(|sent| sent.acked);
         let before = acked();
-        let takes_some = || before.is_some() && acked() != before;
+        // Of what is long something always is on its way, and something of it arrives.
+        let takes_some = || matches!((before, acked()), (Some(then), Some(now)) if now > then);
         let is_doubtful = || {
             let standing = self.standing(Care::Once, Instant::now());
-            // Of what is long something always is on its way, and something of it arrives.
             standing == Standing::Doubtful && !takes_some()
         };
         ear.flow.doubt();
         let doubting = while_doubtful(is_doubtful, || ear.flow.comes_in());
-        if timeout(LOOKING_MAX, doubting).await.is_err() || takes_some() {
+        let settled = timeout(LOOKING_MAX, doubting).await;
+        if takes_some() {
             ear.unheard.heard();
+            return Ok(());
         }
+        settled
     }
 }
 
@@ -236,11 +246,17 @@ async fn while_doubtful<F: Future>(is_doubtful: impl Fn() -> bool, comes: impl F
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream as Far};
+    use std::os::fd::OwnedFd;
+    use std::process::{Command, Stdio};
+    use std::sync::Arc;
 
+    use rustix::process::{Pid, Signal, kill_process};
+    use socket2::{SockFilter, SockRef};
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::http::flow::Side;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -317,6 +333,24 @@ mod tests {
         }
     }
 
+    async fn connection() -> (TcpStream, Far) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        near.writable().await.unwrap();
+        let (far, _) = listener.accept().unwrap();
+        far.set_nonblocking(true).unwrap();
+        (near, far)
+    }
+
+    /// Lets nothing arrive any more at the far end, which nobody is told of.
+    fn cut(far: &Far) {
+        // `ret #0` (linux/Documentation/networking/filter.rst): of each packet nothing is kept.
+        let nothing = SockFilter::new(0x06, 0, 0, 0);
+        SockRef::from(far).attach_filter(&[nothing]).unwrap();
+    }
+
     #[tokio::test]
     async fn a_host_that_takes_what_it_is_sent_is_sound_however_long_it_says_nothing() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -349,43 +383,164 @@ mod tests {
     }
 
     /// A host that has everything and says nothing, for longer than any that is there would take.
-    async fn silence() -> (TcpStream, TcpStream, Unheard) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (far, _) = listener.accept().unwrap();
-        far.set_nonblocking(true).unwrap();
+    async fn silence() -> (TcpStream, Far, Unheard) {
+        let (near, far) = connection().await;
         let unheard = Unheard::default();
         unheard.sends(Link::of(&near), Instant::now());
-        near.writable().await.unwrap();
         near.try_write(b"request").unwrap();
         let sent = || Link::of(&near).unwrap().sent().unwrap();
         while sent().unacked > 0 || sent().silent < 2 * sent().resent_after {
             tokio::time::sleep(LOOKING).await;
         }
         assert!(sent().unsent.unwrap() >= sent().resent_after);
-        (near, TcpStream::from_std(far).unwrap(), unheard)
+        (near, far, unheard)
     }
 
     /// The request is given up: its connection is closed, or its stream reset.
     #[tokio::test]
     async fn what_is_sent_after_a_long_silence_makes_nobody_quiet() {
-        let is_sound = |unheard: &Unheard| {
+        let is_sound = |unheard: &Unheard, link: Link| {
             let standing = |host| unheard.standing(host, Care::Repeatable, Instant::now());
             assert_eq!(standing(Host::Peer), Standing::Sound);
-            assert_eq!(standing(Host::Other), Standing::Sound);
+            // However late its host acknowledges: Linux some 40 ms.
+            let mut is_waited_for = true;
+            while is_waited_for {
+                is_waited_for = link.sent().is_some_and(|sent| sent.unacked > 0);
+                assert_eq!(standing(Host::Other), Standing::Sound);
+            }
         };
         let (near, far, unheard) = silence().await;
         near.try_write(b"a reset").unwrap();
-        let sent = Link::of(&near).unwrap().sent().unwrap();
+        let link = Link::of(&near).unwrap();
+        let sent = link.sent().unwrap();
         assert!(sent.unsent.unwrap() < sent.resent_after, "{sent:?}");
-        is_sound(&unheard);
+        is_sound(&unheard, link);
         drop((near, far));
         let (near, far, unheard) = silence().await;
+        let link = Link::of(&near).unwrap();
         drop(near);
-        is_sound(&unheard);
+        is_sound(&unheard, link);
         drop(far);
+    }
+
+    #[tokio::test]
+    async fn a_link_that_was_cut_while_nothing_was_sent_is_found_by_what_is_sent_first() {
+        for host in [Host::Peer, Host::Other] {
+            let (near, far, unheard) = silence().await;
+            cut(&far);
+            unheard.heard();
+            unheard.sends(Link::of(&near), Instant::now());
+            near.try_write(b"request").unwrap();
+            let found = async {
+                while unheard.standing(host, Care::Repeatable, Instant::now()) != Standing::Quiet {
+                    tokio::time::sleep(LOOKING).await;
+                }
+            };
+            timeout(Duration::from_secs(60), found).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_that_is_cut_is_found_however_often_something_is_sent_into_it() {
+        let (near, far) = connection().await;
+        let link = Link::of(&near).unwrap();
+        let (unheard, began) = (Unheard::default(), Instant::now());
+        unheard.sends(Some(link), began);
+        cut(&far);
+        near.try_write(b"request").unwrap();
+        unheard.standing(Host::Peer, Care::Once, began + DOUBTED_AFTER);
+        loop {
+            near.try_write(b"request").unwrap();
+            let sent = link.sent().unwrap();
+            let is_new = sent.unsent.unwrap() < ACKNOWLEDGED_WITHIN;
+            if is_new && sent.silent > ACKNOWLEDGED_WITHIN + 3 * sent.round_trip {
+                break;
+            }
+            tokio::time::sleep(LOOKING).await;
+        }
+        let late = began + Duration::from_secs(1);
+        for care in [Care::Once, Care::Repeatable] {
+            let standing = unheard.standing(Host::Peer, care, late);
+            assert_eq!(standing, Standing::Quiet, "{:?}", link.sent());
+        }
+    }
+
+    /// Its window is full: nothing may be sent, and what would be is nobody's to acknowledge.
+    #[tokio::test]
+    async fn a_host_that_reads_nothing_is_not_quiet_for_that() {
+        let (near, _far) = connection().await;
+        let link = Link::of(&near).unwrap();
+        let (unheard, began) = (Unheard::default(), Instant::now());
+        let late = began + Duration::from_secs(3600);
+        unheard.sends(Some(link), began);
+        loop {
+            while near.try_write(&[0; 1 << 16]).is_ok() {}
+            let sent = link.sent().unwrap();
+            assert!(!sent.is_resent, "{sent:?}");
+            // It is asked for room more and more seldom (RFC 9293 §3.8.6.1), and says nothing between.
+            if sent.unacked == 0 && sent.silent >= sent.resent_after {
+                break;
+            }
+            tokio::time::sleep(LOOKING).await;
+        }
+        assert!(link.sent().unwrap().queued > 0);
+        for host in [Host::Peer, Host::Other] {
+            for care in [Care::Once, Care::Repeatable] {
+                unheard.sends(Some(link), began);
+                assert_eq!(unheard.standing(host, care, late), Standing::Sound);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_whose_process_is_stopped_is_not_quiet_for_that() {
+        let (near, far) = connection().await;
+        let mut process = Command::new("sleep")
+            .arg("600")
+            .stdin(Stdio::from(OwnedFd::from(far)))
+            .spawn()
+            .unwrap();
+        kill_process(Pid::from_child(&process), Signal::STOP).unwrap();
+        let (flow, link) = (Flow::new(&Arc::default(), Side::Client, 1), Link::of(&near));
+        let began = Instant::now();
+        let late = began + Duration::from_secs(3600);
+        for host in [Host::Peer, Host::Other] {
+            let hearing = Hearing::new(&flow, link, host);
+            hearing.sends(began);
+            near.try_write(b"request").unwrap();
+            // It acknowledges, be it after some 40 ms, and does not answer the PING.
+            hearing.settle().await.unwrap();
+            while hearing.standing(Care::Once, late) != Standing::Sound {}
+            assert!(hearing.0.unheard.0.get().is_none());
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// Half a second of a clock that waits for nobody, in which no kernel comes to a conclusion.
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_while_it_is_asked_has_not_been_heard() {
+        loop {
+            let (near, far) = connection().await;
+            cut(&far);
+            let (flow, link) = (Flow::new(&Arc::default(), Side::Client, 1), Link::of(&near));
+            let hearing = Hearing::new(&flow, link, Host::Peer);
+            let began = Instant::now();
+            hearing.sends(began);
+            near.try_write(b"request").unwrap();
+            while hearing.standing(Care::Once, Instant::now()) == Standing::Sound {}
+            let settled = hearing.settle().await;
+            assert!(flow.is_doubted(), "it was not asked");
+            assert_eq!(hearing.0.unheard.0.get().map(|since| since.at), Some(began));
+            assert_ne!(
+                hearing.standing(Care::Once, Instant::now()),
+                Standing::Sound
+            );
+            // On a busy machine the kernel may have come to its own.
+            if settled.is_err() {
+                break;
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

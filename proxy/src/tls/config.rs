@@ -1,4 +1,4 @@
-//! rustls configurations whose verifier remembers its verdict.
+//! rustls configurations, and where the verdict on the other end is found.
 
 use std::io;
 use std::net::SocketAddr;

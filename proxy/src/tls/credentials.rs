@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::{fmt, io};
 
 use rustix::process::geteuid;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
@@ -795,8 +796,8 @@ impl Credentials {
     }
 
     /// Verifies what a peer presented, as [`verify_chain`] with our CRLs and deny list; signatures of
-    /// a chain that was verified before are not computed again. For whoever knows that the peer holds
-    /// its key: it is kept.
+    /// a chain that is kept are not computed again. Keeps nothing: whether the peer holds its key is
+    /// for a handshake to show.
     ///
     /// # Errors
     /// The first broken rule.
@@ -808,11 +809,10 @@ impl Credentials {
         now: UnixTime,
     ) -> Result<Arc<TlsPeer>, Refusal> {
         let claim = self.claim(leaf, intermediates, usage, now)?;
-        self.keep(&claim);
         Ok(claim.known.peer)
     }
 
-    /// As [`verify`](Self::verify), and keeps nothing.
+    /// As [`verify`](Self::verify): what is kept once its key is proved.
     pub(super) fn claim(
         &self,
         leaf: &CertificateDer<'_>,
@@ -826,7 +826,7 @@ impl Credentials {
     }
 
     /// Keeps the chain of a peer that has proved to hold its key.
-    pub(super) fn keep(&self, claim: &Claim) {
+    pub(super) fn keep(&self, claim: &Claim, _proof: &HandshakeSignatureValid) {
         self.verified.keep(claim);
     }
 

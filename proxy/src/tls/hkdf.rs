@@ -1,13 +1,13 @@
 //! The key derivation of TLS 1.3 from keys that are made ready once (RFC 5869, RFC 8446 §7.1).
 //!
 //! rustls hands every derivation to the library's own HKDF, which hashes the two blocks of its key
-//! anew each time. A handshake derives some twenty secrets from half as many keys: here a key's
-//! state is kept for as long as rustls keeps the key.
+//! anew each time. A handshake derives several secrets from one key: here a key's state is kept for
+//! as long as rustls keeps the key.
 //!
-//! By RustCrypto's HMAC, not by the library of all other cryptography: of the 7.0 µs that the 37
-//! operations of a handshake take there, 3.1 are not hashing. That was measured with SHA-NI:
-//! without it (x86 before Ice Lake and Zen) and on aarch64 sha2 hashes by portable code, which may
-//! be slower than the other library's by more than that.
+//! By RustCrypto's HMAC, not by the library of all other cryptography, of whose time for so few blocks
+//! much is not hashing: callgrind shows it (`benches/handshake.rs` says how). Without SHA-NI (x86
+//! before Ice Lake and Zen) and on aarch64 sha2 hashes by portable code, which may be slower than the
+//! other library's by more than that.
 //!
 //! What outlives a call is wiped: a key's states with the key, a tag when rustls has it. Not wiped
 //! is what the library leaves of a call on the stack: the padded block of a key, copies of states.

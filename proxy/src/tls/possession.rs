@@ -1,7 +1,7 @@
 //! The key that a peer signs its handshakes with, made ready once for all of them.
 //!
-//! To find it in the certificate and to see that it is a point of its curve takes half a
-//! microsecond.
+//! To find it in the certificate and to see that it is a point of its curve is work of each
+//! handshake otherwise.
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
 use rustls::client::danger::HandshakeSignatureValid;

@@ -1,6 +1,6 @@
 //! The hash of a handshake's messages (RFC 8446 §4.4.1), by the library that [`super::hkdf`]
-//! derives keys with, and for the same reason: a handshake forks it seven times, each time for a
-//! few blocks.
+//! derives keys with, and for the same reason: a handshake forks it again and again, each time for
+//! a few blocks.
 
 use std::marker::PhantomData;
 

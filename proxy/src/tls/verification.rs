@@ -191,7 +191,7 @@ impl Verification {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let (claim, valid) = self.slot.prove(message, certificate, signed)?;
-        self.credentials.keep(claim);
+        self.credentials.keep(claim, &valid);
         Ok(valid)
     }
 
@@ -219,7 +219,7 @@ pub(super) enum Verifier {
     /// The verification of the one handshake that its configuration is for.
     Own(Verification),
     /// That in which the handshake is carried: rustls has one verifier for a server's
-    /// configuration, and to make one for each connection takes about a microsecond.
+    /// configuration, and one would be made for each connection.
     OfTask,
 }
 

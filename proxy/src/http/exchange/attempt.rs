@@ -21,7 +21,7 @@ use crate::http::{Version, headers};
 use crate::upstream::Pinned;
 
 /// Times a request is sent anew because a pooled connection turned out to be closed.
-pub(super) const STALE_MAX: u32 = 3;
+const STALE_MAX: u32 = 3;
 
 impl Exchange {
     /// Sends the request to one endpoint, anew where a pooled connection had ended before.
@@ -65,13 +65,7 @@ impl Exchange {
             self.arrive(to, attempt, nth, Some(&lease));
             let reused = lease.reused;
             let is_kept = reused && !lease.is_h2();
-            let (response_headers, per_try) = self.timeouts(cluster);
-            let deadlines = Deadlines {
-                began,
-                response_headers,
-                per_try,
-                idle: cluster.policy.timeouts.idle,
-            };
+            let deadlines = self.deadlines(cluster, began);
             let timer = &self.context.timer;
             let sent = match lease.into_turn() {
                 Ok(mut turn) => {
@@ -85,32 +79,60 @@ impl Exchange {
                     sent.map(|sent| sent.map(|(response, stream)| (response, Some(stream))))
                 }
             };
-            match sent {
-                Err(Late::Caller) => return Err(TryError::Caller),
-                Err(Late::Endpoint) => {
-                    worker.observe(&endpoint.key, Err(Failure::Timeout));
-                    let detail = format!("no response from {} in time", endpoint.key);
-                    return Err(TryError::untold(Failure::Timeout, detail));
-                }
+            let unanswered = match sent {
                 Ok(Ok(sent)) => return Ok(sent),
-                Ok(Err(_)) if source.has_failed() => return Err(TryError::Caller),
-                // RFC 9113 §8.7: it was not processed. A fresh lease knows what the endpoint takes.
-                Ok(Err(error))
-                    if error.failure == Failure::RefusedStream
-                        && source.can_repeat()
-                        && stale < STALE_MAX =>
-                {
-                    stale += 1;
-                }
-                Ok(Err(error)) if self.met_a_close(&error, is_kept, source) && stale == 0 => {
-                    stale += 1;
-                }
-                Ok(Err(error)) => {
-                    worker.observe(&endpoint.key, Err(error.failure));
-                    return Err(TryError::untold(error.failure, error.detail));
-                }
+                Ok(Err(error)) => Ok(error),
+                Err(late) => Err(late),
+            };
+            if let Some(error) = self.fails_by(unanswered, endpoint, source, (is_kept, stale)) {
+                return Err(error);
             }
+            stale += 1;
         }
+    }
+
+    pub(super) fn deadlines(&self, cluster: &Cluster, began: Instant) -> Deadlines {
+        let (response_headers, per_try) = self.timeouts(cluster);
+        Deadlines {
+            began,
+            response_headers,
+            per_try,
+            idle: cluster.policy.timeouts.idle,
+        }
+    }
+
+    /// How a try fails that got no answer; not yet, if the request goes to the same endpoint anew, as it
+    /// did `stale` times. `is_kept`: over a connection of HTTP/1.1 that had carried others.
+    pub(super) fn fails_by(
+        &self,
+        unanswered: Result<SendError, Late>,
+        endpoint: &Endpoint,
+        source: &Source,
+        (is_kept, stale): (bool, u32),
+    ) -> Option<TryError> {
+        let SendError { failure, detail } = match unanswered {
+            Err(Late::Caller) => return Some(TryError::Caller),
+            Ok(_) if source.has_failed() => return Some(TryError::Caller),
+            Ok(error) => error,
+            Err(Late::Endpoint) => SendError {
+                failure: Failure::Timeout,
+                detail: format!("no response from {} in time", endpoint.key),
+            },
+        };
+        // RFC 9113 §8.7: it was not processed. A fresh lease knows what the endpoint takes.
+        let is_refused =
+            failure == Failure::RefusedStream && source.can_repeat() && stale < STALE_MAX;
+        if is_refused || (stale == 0 && is_kept && self.met_a_close(failure, source)) {
+            return None;
+        }
+        (self.context.worker).observe(&endpoint.key, Err(failure));
+        Some(TryError::untold(failure, detail))
+    }
+
+    /// Whether the endpoint may have closed a kept HTTP/1.1 connection before the request reached
+    /// it, so that the request may go to it once more (RFC 9112 §9.3.1).
+    fn met_a_close(&self, failure: Failure, source: &Source) -> bool {
+        failure == Failure::Reset && is_idempotent(self.method().as_str()) && source.can_repeat()
     }
 
     /// The connection to an endpoint that it wants.
@@ -159,15 +181,6 @@ impl Exchange {
             (self.context.worker).observe(&endpoint.key, Err(Failure::Connect));
         }
         TryError::untold(Failure::Connect, failure.detail)
-    }
-
-    /// Whether the endpoint may have closed a kept HTTP/1.1 connection before the request reached
-    /// it, so that the request may go to it once more (RFC 9112 §9.3.1).
-    pub(super) fn met_a_close(&self, error: &SendError, is_kept: bool, source: &Source) -> bool {
-        is_kept
-            && error.failure == Failure::Reset
-            && is_idempotent(self.method().as_str())
-            && source.can_repeat()
     }
 
     /// What is spoken with an endpoint for this request.

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
+use zeugma_core::authorize::{Asking, Evidence, evidence, gateway_of};
 use zeugma_core::engine::Headers;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::snapshot::{Listener, Peer, Service, ServiceIx, Snapshot};
 use zeugma_core::verdict::Reason;
 
 use super::Exchange;
-use crate::connection::{explain_audit, explain_denial};
 use crate::http::Context;
 use crate::http::headers::{self, Claim};
 use crate::http::keepalive::{Pings, When};
+use crate::policy;
 use crate::runtime::Published;
 
 impl Exchange {
@@ -68,29 +68,8 @@ impl Exchange {
         let all = &self.head.headers;
         let each = |name: &str, tell: &mut dyn FnMut(&[u8])| headers::each(all, name, tell);
         let asking = self.asking(snapshot, listener, &claim, Headers(&each));
-        let policy = &snapshot.service(service).policy;
-        let mut denial = None;
-        let (verdict, rule) = match authorize(snapshot, service, &asking) {
-            Verdict::Allow { rule } => (Ok(()), policy.allow.get(rule)),
-            Verdict::Audit {
-                reason,
-                rule,
-                nearest,
-            } => {
-                denial = Some(explain_audit(snapshot.service(service), reason, nearest));
-                let metrics = &self.context.worker.shared.metrics;
-                metrics.audited(&snapshot.service(service).name, reason);
-                (Ok(()), rule.and_then(|nth| policy.deny.get(nth)))
-            }
-            Verdict::Deny {
-                reason,
-                rule,
-                nearest,
-            } => {
-                denial = explain_denial(snapshot.service(service), nearest);
-                (Err(reason), rule.and_then(|nth| policy.deny.get(nth)))
-            }
-        };
+        let metrics = &self.context.worker.shared.metrics;
+        let judged = policy::judge(snapshot, service, &asking, metrics);
         let handed_on = match asking.evidence {
             Evidence::Asserted { id, .. } => Some(id),
             Evidence::Verified(_) | Evidence::Network => None,
@@ -102,18 +81,18 @@ impl Exchange {
             let credentials = self.context.worker.shared.credentials.load();
             credentials.denied().position(id).map(Arc::from)
         });
-        let position = rule.and_then(|rule| rule.position.as_ref());
+        let position = judged.rule.and_then(|rule| rule.position.as_ref());
         let position = position.map(|at| self.context.latest_rule.text(published.generation, at));
         let is_on_list = on_list.is_some();
         if let Some(closed) = self.record.facts() {
             closed.attested = attested;
-            closed.detail = denial;
+            closed.detail = judged.detail;
             closed.rule = on_list.or(position);
         }
         if is_on_list {
             return Err(Reason::IdentityDenied);
         }
-        verdict
+        judged.verdict
     }
 }
 

@@ -11,12 +11,10 @@ use http::Response;
 use tokio::time::{Instant, sleep_until};
 use zeugma_core::plan::{Attempt, Why};
 use zeugma_core::retry::{RequestLeft, Stop, could_hedge, hedged_after, take_hedge};
-use zeugma_core::snapshot::{Cluster, Failure};
+use zeugma_core::snapshot::Cluster;
 use zeugma_core::time::Time;
 
 use super::Exchange;
-use super::attempt::STALE_MAX;
-use super::deadlines::{Deadlines, Late};
 use super::outcome::{Failed, Tries, TryError, failure_in};
 use crate::account::Destination;
 use crate::http::body::{Held, Progress, Source};
@@ -328,16 +326,6 @@ impl Exchange {
             credentials,
         }));
     }
-
-    fn deadlines(&self, cluster: &Cluster, began: Instant) -> Deadlines {
-        let (response_headers, per_try) = self.timeouts(cluster);
-        Deadlines {
-            began,
-            response_headers,
-            per_try,
-            idle: cluster.policy.timeouts.idle,
-        }
-    }
 }
 
 impl<F: Future<Output = Tried>> Running<F> {
@@ -429,25 +417,16 @@ async fn run(
                 sent.map(|sent| sent.map(|(response, stream)| (response, Some(stream))))
             }
         };
-        let error = match sent {
-            Err(Late::Caller) => return Err(TryError::Caller),
-            Err(Late::Endpoint) => {
-                worker.observe(&endpoint.key, Err(Failure::Timeout));
-                let detail = format!("no response from {} in time", endpoint.key);
-                return Err(TryError::untold(Failure::Timeout, detail));
-            }
+        let unanswered = match sent {
             Ok(Ok(sent)) => return Ok(sent),
-            Ok(Err(_)) if source.has_failed() => return Err(TryError::Caller),
-            Ok(Err(error)) => error,
+            Ok(Err(error)) => Ok(error),
+            Err(late) => Err(late),
         };
-        let is_refused = error.failure == Failure::RefusedStream && source.can_repeat();
-        let met_a_close = stale == 0 && shared.borrow().met_a_close(&error, is_kept, source);
-        if stale < STALE_MAX && (is_refused || met_a_close) {
-            stale += 1;
-            continue;
+        let which = (is_kept, stale);
+        if let Some(error) = (shared.borrow()).fails_by(unanswered, endpoint, source, which) {
+            return Err(error);
         }
-        worker.observe(&endpoint.key, Err(error.failure));
-        return Err(TryError::untold(error.failure, error.detail));
+        stale += 1;
     }
 }
 

@@ -1,15 +1,17 @@
 //! Handshakes with ourselves and with others, and who decides in them.
 
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use rustls::CertificateError;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls_pki_types::{PrivateKeyDer, ServerName};
+use rustls_pki_types::{PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncWriteExt as _, DuplexStream};
 use zeugma_core::svid::Rule;
 
 use super::*;
 use crate::fixture::{certify, svid_files};
+use crate::tls::{SvidFiles, Usage};
 
 const CART: &str = "spiffe://east.example/ns/shop/sa/cart";
 const DB: &str = "spiffe://east.example/ns/shop/sa/db";
@@ -248,4 +250,50 @@ async fn a_chain_presented_without_its_key_is_not_kept() {
         assert_eq!(id(&caller), Some(CART));
         assert_eq!((db.cached_chains(), cart.cached_chains()), (1, 1));
     }
+}
+
+#[tokio::test]
+async fn a_known_chain_is_judged_by_the_time_of_each_handshake() {
+    let folder = tempfile::tempdir().unwrap();
+    certify(&folder, &[("cart", CART), ("db", DB)]);
+    let load = |name| Arc::new(Credentials::load(&svid_files(&folder, name), 1).unwrap());
+    let (cart, db) = (load("cart"), load("db"));
+    let (leaf, rest) = cart.chain().split_first().unwrap();
+    let now = UnixTime::now();
+    let verify = |usage, at| db.verify(leaf, rest, usage, at);
+    let unknown = verify(Usage::Client, now).unwrap();
+    assert_eq!(db.cached_chains(), 0, "nobody has proved a key");
+    let ((accepted, _), _) = shake((&cart, &db), true, DB).await;
+    assert!(accepted.is_ok());
+    assert_eq!(db.cached_chains(), 1);
+    let known = verify(Usage::Client, now).unwrap();
+    let again = verify(Usage::Client, now).unwrap();
+    assert!(
+        Arc::ptr_eq(&known, &again) && !Arc::ptr_eq(&known, &unknown),
+        "its signatures are not computed again"
+    );
+    let other = verify(Usage::Server, now).unwrap();
+    assert!(!Arc::ptr_eq(&known, &other), "known in another role");
+    assert_eq!((&known, &known), (&unknown, &other));
+    let seconds = u64::try_from(known.not_after).unwrap();
+    let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    let last = verify(Usage::Client, at(seconds)).unwrap();
+    assert!(Arc::ptr_eq(&known, &last));
+    let late = verify(Usage::Client, at(seconds + 1)).unwrap_err();
+    assert_eq!(late.violation.rule, Rule::Expired);
+
+    // Other credentials begin with nothing, and ask their own deny list.
+    let files = SvidFiles {
+        denied: Some(folder.path().join("denied")),
+        ..svid_files(&folder, "db")
+    };
+    std::fs::write(files.denied.as_ref().unwrap(), format!("{CART}\n")).unwrap();
+    let next = Arc::new(db.reload(&files).unwrap());
+    assert_eq!((next.generation(), next.cached_chains()), (2, 0));
+    assert!(next.differs(&db));
+    let denied = next.verify(leaf, rest, Usage::Client, now).unwrap_err();
+    assert_eq!(denied.violation.rule, Rule::DeniedId);
+    let ((accepted, _), _) = shake((&cart, &next), true, DB).await;
+    assert!(accepted.is_err());
+    assert_eq!(next.cached_chains(), 0);
 }

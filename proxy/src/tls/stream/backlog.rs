@@ -2,8 +2,8 @@
 
 use std::io;
 
-/// Room for most flights of a handshake, whose records come one by one: a hello with a hybrid share
-/// is 1432 bytes, a server's flight 1869 with one certificate, some 600 more with an intermediate.
+/// Room for most flights of a handshake, whose records come one by one: a hello or a server's flight
+/// with a hybrid share, and two certificates. More is made room for as it comes.
 const FLIGHT_BYTES: usize = 2560;
 
 /// A queue of bytes that owns memory only while it holds some.
