@@ -19,6 +19,7 @@ use zeugma_core::rules::{Field, HttpRule, Match, Part, PathMatch, Rules};
 use zeugma_core::shares::{ClusterShares, EndpointStatus, LevelMotion, SHARE_EPSILON, Worth};
 use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, Mirror, Peer, Service};
 use zeugma_core::time::Time;
+use zeugma_core::verdict::Reason;
 
 use super::{as_json, beside, explain};
 use crate::explain::exported_to;
@@ -65,12 +66,24 @@ async fn services(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter
     beside(move || {
         let published = shared.published.load_full();
         let limit = filter.limit.unwrap_or(usize::MAX);
+        let over_capacity = shared.metrics.ended_by_service(Reason::OverCapacity);
         let all: Vec<Value> = (published.snapshot.services.iter())
             .filter(|service| {
                 (filter.service.as_deref()).is_none_or(|wanted| *service.name == *wanted)
             })
             .take(limit)
-            .map(|service| service_json(&published, &shared, service))
+            .map(|service| {
+                let mut told = service_json(&published, &shared, service);
+                let refused = over_capacity.get(&*service.name).copied();
+                if let Some(told) = told.as_object_mut() {
+                    // Since the start, of all ports of its route.
+                    told.insert(
+                        "refused_over_capacity".to_owned(),
+                        json!(refused.unwrap_or(0)),
+                    );
+                }
+                told
+            })
             .collect();
         document(&published, "routes", all.into())
     })
