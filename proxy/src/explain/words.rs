@@ -188,7 +188,7 @@ pub(super) fn to_do(snapshot: &Snapshot, question: &Question, told: &Explanation
                 let target = SniTarget::parse(sni).ok();
                 (sni, target.map(|target| (target.host, target.port)))
             }
-            _ => (&question.host, parse_authority(&question.host).ok()),
+            Some(_) | None => (&question.host, parse_authority(&question.host).ok()),
         };
         all.extend(unknown_host(snapshot, text, asked, &told.listener));
     }

@@ -46,7 +46,7 @@ impl Asked<'_> {
             let is_untaken = to.as_ref().is_none_or(|to| to.attempts.is_empty());
             let copying = match copying {
                 Copying::Copy(_) if is_untaken => Copying::Drop(self.untaken(mirror.to)),
-                decided => decided,
+                decided @ (Copying::Copy(_) | Copying::Skip(_) | Copying::Drop(_)) => decided,
             };
             Copied {
                 mirror: nth,

@@ -139,7 +139,8 @@ fn random_rule(draws: &mut Draws) -> Rule {
         rule.methods = vec!["GET".into()];
     }
     if draws.next(4) == 0 {
-        rule.sni = vec![sni(*draws.of(&["one.a", "also.a"]))];
+        let host = *draws.of(&["one.a", "also.a"]);
+        rule.sni = vec![sni(host)];
     }
     rule
 }
