@@ -1,5 +1,6 @@
 //! `zeugma explain`: what a code means and what to do about it; where a request would go, and why.
 
+mod mirrors;
 mod route;
 
 use std::process::ExitCode;

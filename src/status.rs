@@ -1,5 +1,6 @@
 //! `zeugma status`: where traffic goes now, and why.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -148,8 +149,43 @@ impl State {
         } else {
             write!(text, "\n{table}").ok();
         }
+        for line in over_capacity(&self.routes) {
+            writeln!(text, "{line}").ok();
+        }
         text
     }
+}
+
+/// The routes that refused something for want of capacity; what is counted is of all ports of one.
+fn over_capacity(routes: &Value) -> Vec<String> {
+    let mut told = BTreeMap::new();
+    for route in list(routes) {
+        let count = field(route, "refused_over_capacity").as_u64().unwrap_or(0);
+        let now = [field(route, "outbound"), field(route, "own")]
+            .into_iter()
+            .map(|to| field(to, "load"))
+            .find(|load| field(load, "refused_share").as_f64() > Some(0.0));
+        if count == 0 && now.is_none() {
+            continue;
+        }
+        let of = told
+            .entry(word(field(route, "service")))
+            .or_insert((count, None));
+        of.1 = of.1.or(now);
+    }
+    (told.into_iter())
+        .map(|(service, (count, now))| {
+            let now = now.map_or_else(String::new, |load| {
+                let number = |name| field(load, name).as_f64().unwrap_or_default();
+                format!(
+                    "; of {:.1}/s that are offered {} fits nowhere",
+                    number("offered_per_second"),
+                    percent(number("refused_share"))
+                )
+            });
+            format!("{service}: {count} refused for capacity since the start (ZG0442){now}")
+        })
+        .collect()
 }
 
 /// Where the configuration comes from, if not from files.
@@ -299,6 +335,31 @@ mod tests {
         ] {
             assert_eq!(span(seconds), text, "{seconds}");
         }
+    }
+
+    #[test]
+    fn what_capacity_refused_is_told_once_for_a_route() {
+        let load = json!({ "offered_per_second": 12.0, "refused_share": 0.25 });
+        let route = |service: &str, count: u64, load: &Value| {
+            json!({
+                "service": service,
+                "refused_over_capacity": count,
+                "outbound": { "load": load },
+                "own": null,
+            })
+        };
+        let routes = json!([
+            route("shop/orders", 7, &Value::Null),
+            route("shop/orders", 7, &load),
+            route("shop/quiet", 0, &Value::Null),
+        ]);
+        assert_eq!(
+            over_capacity(&routes),
+            [
+                "shop/orders: 7 refused for capacity since the start (ZG0442); of 12.0/s that are \
+                 offered 25 % fits nowhere"
+            ]
+        );
     }
 
     #[test]

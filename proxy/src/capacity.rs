@@ -3,8 +3,8 @@
 //!
 //! Where no capacity is known this is one look at whether it is.
 
-use zeugma_core::mirror::Dropped;
-use zeugma_core::plan::{Attempt, Plan, Why};
+use zeugma_core::mirror::{Dropped, attempts, nothing_to_try};
+use zeugma_core::plan::{Attempt, Plan};
 use zeugma_core::shares::ClusterShares;
 use zeugma_core::snapshot::EndpointIx;
 
@@ -63,17 +63,7 @@ pub(crate) fn first(
     of: &ClusterShares,
     plan: Plan<'_>,
 ) -> Result<Attempt, Dropped> {
-    // What becomes of a copy shows nothing.
-    let mut shown = within(shared, of, plan).filter(|attempt| attempt.why != Why::Trial);
+    let mut shown = attempts(within(shared, of, plan));
     let first = shown.find(|attempt| take(shared, of, attempt.endpoint));
-    first.ok_or_else(|| why_no_copy(of))
-}
-
-/// Why no endpoint is tried for a copy.
-fn why_no_copy(of: &ClusterShares) -> Dropped {
-    if of.metered.is_some() && !of.refuses() {
-        Dropped::OverCapacity
-    } else {
-        Dropped::Unreachable
-    }
+    first.ok_or_else(|| nothing_to_try(of))
 }

@@ -5,6 +5,7 @@
 //! elsewhere. A command makes the same one of files alone.
 
 mod capacity;
+mod copies;
 mod files;
 mod words;
 
@@ -32,6 +33,7 @@ use zeugma_xds::GatewaySettings;
 use crate::runtime::{Published, Shared};
 use crate::tls::Credentials;
 
+pub(crate) use self::copies::exported_to;
 use self::files::Trust;
 
 /// Questions on their way to the control thread.
@@ -209,6 +211,7 @@ pub fn document(
             Health::Assumed => "assumed",
         },
         "host": question.host,
+        "sni": told.sni,
         "listener": { "name": &*told.listener, "role": role },
         "caller": caller(snapshot, told),
         "assumed": told.assumed.iter().map(assumed).collect::<Vec<_>>(),
@@ -219,6 +222,8 @@ pub fn document(
             .map(|(service, judged)| policy(snapshot, service, judged)),
         "destination": destination,
         "attempts": attempts,
+        "mirrors": copies::mirrors(snapshot, told, now),
+        "mirrors_left_out": copies::left_out(snapshot, told),
         "extra_tries_max": extra_tries(snapshot, told),
         "hedged_after_seconds": hedged_after(snapshot, told),
         // As text: not every reader of JSON has numbers of 64 bits.
@@ -269,6 +274,13 @@ fn assumed(one: &Assumed) -> String {
         Assumed::Gateway(id) => format!("the peer's gateway is {id}"),
         Assumed::NobodyVerified => {
             "nobody is verified on this way: who calls does not count".to_owned()
+        }
+        Assumed::HostUnread => {
+            "no request is read on this way: the SNI alone says what is called".to_owned()
+        }
+        Assumed::SniUnread => {
+            "the listener carries one route alone and looks into no TLS: the SNI does not count"
+                .to_owned()
         }
     }
 }
@@ -533,6 +545,7 @@ mod tests {
         let alone = Alone::new(listeners, "", 1);
         let question = Question {
             host: "one.a".to_owned(),
+            sni: None,
             method: "GET".to_owned(),
             path: "/".to_owned(),
             headers: Vec::new(),

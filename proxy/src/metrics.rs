@@ -556,27 +556,14 @@ impl Metrics {
     /// most first.
     pub(crate) fn refusals(&self) -> Vec<(String, u64)> {
         let mut by: BTreeMap<&str, u64> = BTreeMap::new();
-        let text = self.encode(None);
+        let text = self.ends();
         let of_operator: Vec<&str> = (Reason::ALL.iter())
             .filter(|reason| reason.fault() == Fault::Operator)
             .map(|reason| reason.label())
             .collect();
-        for line in text.lines() {
-            let is_end = ["zeugma_connections_total{", "zeugma_requests_total{"];
-            if !is_end.iter().any(|name| line.starts_with(name)) {
-                continue;
-            }
-            let reason = (line.split_once(",reason=\""))
-                .and_then(|(_, rest)| rest.split_once('"'))
-                .map(|(reason, _)| reason);
-            let count = line
-                .rsplit_once(' ')
-                .and_then(|(_, count)| count.parse().ok());
-            if let (Some(reason), Some(count)) = (reason, count)
-                && of_operator.contains(&reason)
-            {
-                let total = by.entry(reason).or_default();
-                *total += u64::to_owned(&count);
+        for (line, count) in counted(&text) {
+            if let Some(reason) = label(line, "reason").filter(|one| of_operator.contains(one)) {
+                *by.entry(reason).or_default() += count;
             }
         }
         let mut all: Vec<(String, u64)> = by
@@ -585,6 +572,30 @@ impl Metrics {
             .collect();
         all.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         all
+    }
+
+    /// How many connections and requests of each service ended for a reason.
+    pub(crate) fn ended_by_service(&self, of: Reason) -> BTreeMap<String, u64> {
+        let mut by = BTreeMap::new();
+        for (line, count) in counted(&self.ends()) {
+            if label(line, "reason") == Some(of.label())
+                && let Some(service) = label(line, "destination_service")
+            {
+                *by.entry(service.to_owned()).or_default() += count;
+            }
+        }
+        by
+    }
+
+    /// What counts ends alone, as text: a family does not tell what it has otherwise.
+    fn ends(&self) -> String {
+        let mut ends = Registry::default();
+        ends.register("connections", "", self.connections.clone());
+        ends.register("requests", "", self.requests.clone());
+        let mut text = String::new();
+        // To write to a string never fails.
+        text::encode(&mut text, &ends).ok();
+        text
     }
 
     /// Counts the end of a connection or request.
@@ -1088,6 +1099,21 @@ impl Collector for Capacities {
 pub(crate) struct Latest {
     answered: RefCell<Option<(Answered, Counter)>>,
     taken: RefCell<Option<(Taken, Counter)>>,
+}
+
+/// The lines of text with counters, and what they count.
+fn counted(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| {
+        let (line, count) = line.rsplit_once(' ')?;
+        Some((line, count.parse().ok()?))
+    })
+}
+
+/// A label of such a line.
+fn label<'l>(line: &'l str, name: &str) -> Option<&'l str> {
+    let (_, rest) = line.split_once(&format!("{name}=\""))?;
+    rest.split_once('"').map(|(value, _)| value)
 }
 
 /// Counts one more of what `latest` is of, if it `is_same`, else of `new` labels.

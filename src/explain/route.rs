@@ -13,6 +13,7 @@ use zeugma_core::locality::Locality;
 use zeugma_proxy::explain::offline;
 use zeugma_xds::{Findings, NodeOptions};
 
+use super::mirrors;
 use crate::admin::{self, AdminError, Output, Target, field, query};
 use crate::status::{list, word};
 use crate::table::{Table, printable};
@@ -22,6 +23,10 @@ use crate::{ca, exit};
 pub(super) struct RouteArgs {
     /// What is called: a host as in Host or an SNI, a port may follow
     host: String,
+    /// What its TLS names (SNI), where TLS is terminated or passed through; of what is read as HTTP
+    /// HOST stays its Host [default: HOST]
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
     #[command(flatten)]
     target: Target,
     /// Answer from --config, with every endpoint taken for good; without it that is done only where
@@ -136,6 +141,7 @@ impl RouteArgs {
             .collect();
         let headers = (!headers.is_empty()).then(|| headers.join("\n"));
         let given = [
+            ("sni", &self.sni),
             ("headers", &headers),
             ("from", &from),
             ("via", &self.via),
@@ -176,6 +182,7 @@ impl RouteArgs {
             .map_err(|findings| RouteError::Files(files.display().to_string(), findings))?;
         let question = Question {
             host: self.host.clone(),
+            sni: self.sni.clone(),
             method: self.method.clone(),
             path: self.path.clone(),
             headers: self.headers.clone(),
@@ -233,6 +240,7 @@ impl Told {
         policy(field(told, "policy"), &mut text);
         http_rule(field(told, "rule"), &mut text);
         destination(field(told, "destination"), &mut text);
+        mirrors(told, &mut text);
         attempts(told, &mut text);
         text.0
     }
@@ -491,6 +499,15 @@ fn status(endpoint: &Value) -> String {
     }
 }
 
+fn mirrors(told: &Value, text: &mut Text) {
+    for (nth, line) in mirrors::lines(told).iter().enumerate() {
+        if nth == 0 {
+            text.line("");
+        }
+        text.part(if nth == 0 { "mirrors" } else { "" }, line);
+    }
+}
+
 fn attempts(told: &Value, text: &mut Text) {
     let attempts = list(field(told, "attempts"));
     if attempts.is_empty() {
@@ -534,7 +551,7 @@ fn attempts(told: &Value, text: &mut Text) {
     text.line(table.to_string().trim_end());
 }
 
-fn percent(share: &Value) -> String {
+pub(super) fn percent(share: &Value) -> String {
     let share = share.as_f64();
     share.map_or_else(String::new, |share| format!("{:.1} %", share * 100.0))
 }

@@ -3,14 +3,15 @@
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::mesh::{Cluster, Pair, Service, eventually, get};
+use crate::mesh::{Cluster, Pair, Service, eventually, get, within};
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 
 /// `zeugma explain route` with these words, of a gateway or the configuration.
-fn explain(east: &Cluster, words: &[&str]) -> Output {
+pub(crate) fn explain(east: &Cluster, words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_zeugma"))
         .args(["explain", "route"])
         .args(words)
@@ -21,14 +22,14 @@ fn explain(east: &Cluster, words: &[&str]) -> Output {
         .unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     let said = String::from_utf8(output.stdout.clone()).unwrap();
     let wrong = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(0), "{said}{wrong}");
     said
 }
 
-fn json(east: &Cluster, words: &[&str]) -> Value {
+pub(crate) fn json(east: &Cluster, words: &[&str]) -> Value {
     let output = explain(east, &[words, &["-o", "json"]].concat());
     let told: Value = serde_json::from_str(&text(&output)).unwrap();
     assert_eq!(told["apiVersion"], "cli.zeugma.dev/v1");
@@ -44,7 +45,7 @@ async fn access_reason(pair: &Pair, id: &str) -> Value {
     pair.gateway.log(is_it).await["reason"].clone()
 }
 
-fn first_line(text: &str) -> &str {
+pub(crate) fn first_line(text: &str) -> &str {
     text.lines().next().unwrap()
 }
 
@@ -55,7 +56,8 @@ fn holds_its_form(told: &Value) {
         (
             told,
             "apiVersion kind gateway generation answer carried reason code to_do health host listener \
-             caller assumed steps route rule policy destination attempts extra_tries_max draw",
+             caller assumed steps route rule policy destination attempts extra_tries_max draw \
+             sni mirrors mirrors_left_out",
         ),
         (
             &told["caller"],
@@ -195,9 +197,23 @@ async fn an_unknown_host_is_told_with_what_was_meant_and_a_wrong_question_with_w
         let told = String::from_utf8(wrong.stderr).unwrap();
         assert!(told.contains(said) && told.contains("ZG0981"), "{told}");
     }
-    let bad = pair.gateway.admin("/api/v1/explain?host=a&from=cart").await;
-    assert_eq!(bad.status, 400);
-    assert!(bad.text().contains("(ZG0981)"), "{}", bad.text());
+    let long = "a".repeat(301);
+    for (sni, said) in [
+        ("", "the SNI is empty"),
+        (&long, "the SNI is over 300 bytes"),
+    ] {
+        for more in [&[][..], &["--offline"]] {
+            let wrong = explain(&pair.east, &[&["--sni", sni, ORDERS], more].concat());
+            let told = String::from_utf8(wrong.stderr).unwrap();
+            assert_eq!(wrong.status.code(), Some(64), "{told}");
+            assert!(told.contains(said) && told.contains("ZG0981"), "{told}");
+        }
+    }
+    for bad in ["host=a&from=cart", "host=a&sni="] {
+        let bad = pair.gateway.admin(&format!("/api/v1/explain?{bad}")).await;
+        assert_eq!(bad.status, 400);
+        assert!(bad.text().contains("(ZG0981)"), "{}", bad.text());
+    }
     // To ask changed nothing.
     let metrics = pair.gateway.metrics().await;
     assert_eq!(metrics.value("zeugma_requests_total", &[]), 0.0);
@@ -238,6 +254,178 @@ async fn the_rule_of_a_request_is_told_with_its_line_and_its_split() {
     assert!(rest.contains(&main.address.to_string()), "{rest}");
     let wrong = explain(&east, &[ORDERS, "--header", "x-beta"]);
     assert_eq!(wrong.status.code(), Some(64));
+    gateway.finish().await;
+}
+
+/// What the mirrors make of it: of requests, of which a gateway then copies as many.
+#[tokio::test]
+async fn each_mirror_of_a_route_is_told_with_its_line_its_share_and_where_its_copy_goes() {
+    let (main, canary) = (Service::http("main").await, Service::http("canary").await);
+    let east = Cluster::new("east");
+    east.route(
+        "shop/orders",
+        &format!(
+            "
+            protocol: http
+            backends: [{{ endpoints: ['{}'] }}]
+            mirror:
+              - {{ route: shop/canary, compare: true }}
+              - {{ route: shop/gone, percent: 0.0001% }}
+            allow: [{{ listeners: [apps], methods: [GET] }}]",
+            main.address
+        ),
+    );
+    for (name, endpoint) in [
+        ("canary", &*canary.address.to_string()),
+        ("gone", "127.0.0.1:1"),
+    ] {
+        east.route(
+            &format!("shop/{name}"),
+            &format!(
+                "
+            protocol: http
+            backends: [{{ name: {name}, endpoints: ['{endpoint}'] }}]
+            export: {{ to: ['*'] }}
+            allow: [{{ listeners: [apps] }}]"
+            ),
+        );
+    }
+    let gateway = east.start().await;
+    let draw = ["--draw", "7", ORDERS];
+    let told = json(&east, &draw);
+    let [copied, seldom] = [0, 1].map(|nth| told["mirrors"][nth].clone());
+    assert_eq!(
+        (
+            &copied["route"],
+            &copied["copied"],
+            &copied["why"],
+            &copied["sampled"]
+        ),
+        (
+            &"shop/canary".into(),
+            &true.into(),
+            &Value::Null,
+            &false.into()
+        )
+    );
+    assert_eq!(copied["attempts"][0]["address"], canary.address.to_string());
+    assert_eq!(copied["attempts"][0]["level"], "east/east-1");
+    assert_eq!(copied["target"]["exported_to"][0], "*");
+    assert_eq!(
+        (&seldom["copied"], &seldom["why"], &seldom["sampled"]),
+        (&false.into(), &"not-drawn".into(), &true.into())
+    );
+    let written = copied["written"].as_str().unwrap();
+    let file = std::fs::read_to_string(east.config().join("shop-orders.yaml")).unwrap();
+    let line = file
+        .lines()
+        .position(|line| line.contains("route: shop/canary"));
+    let at = format!("shop-orders.yaml:{}", line.unwrap() + 1);
+    assert!(written.ends_with(&at), "{written}, not {at}");
+    assert_eq!(
+        json(&east, &[&draw[..], &["--offline"]].concat())["mirrors"],
+        told["mirrors"]
+    );
+    let text = text(&explain(&east, &draw));
+    for said in [
+        format!(
+            "mirrors    copied to shop/canary (all are, answers compared, the mirror at {written})"
+        ),
+        format!(
+            "to {} of canary (level east/east-1) this time",
+            canary.address
+        ),
+        "not copied to shop/gone: it was not drawn this time (0.0001 % of all, drawn for each"
+            .to_owned(),
+        "exported to all peers".to_owned(),
+    ] {
+        assert!(text.contains(&said), "{said}: {text}");
+    }
+    // To ask has copied nothing, and to call does what was told.
+    assert_eq!(canary.requests().len(), 0);
+    assert_eq!(get(east.apps, ORDERS, "/").await.text(), "main");
+    eventually("a copy", async || {
+        (canary.requests().len() == 1).then_some(())
+    })
+    .await;
+    // What is denied is not copied, nor what goes on as something else.
+    let denied = json(&east, &["--method", "POST", ORDERS]);
+    assert_eq!(denied["reason"], "not-allowed");
+    assert_eq!(denied["mirrors"][0]["why"], "refused");
+    let socket = [
+        "--header",
+        "connection=upgrade",
+        "--header",
+        "upgrade=websocket",
+        ORDERS,
+    ];
+    assert_eq!(json(&east, &socket)["mirrors"][0]["why"], "upgrade");
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn mirrors_of_connections_are_told_as_well_and_why_none_is_made() {
+    let (db, copy) = (Service::echo().await, Service::echo().await);
+    let mut east = Cluster::new("east");
+    let port = east.listen("db", "role: workloads, route: shop/db");
+    let route = |name: &str, address: &str, more: &str| {
+        let listener = if name == "db" { "db" } else { "apps" };
+        east.route(
+            &format!("shop/{name}"),
+            &format!(
+                "
+            port: 5432
+            backends: [{{ name: {name}, endpoints: ['{address}'] }}]
+            failover: {{ tooFew: fail }}
+            allow: [{{ listeners: [{listener}] }}]
+            {more}"
+            ),
+        );
+    };
+    route(
+        "db",
+        &db.address.to_string(),
+        "mirror: [{ route: shop/copy }]",
+    );
+    route("copy", &copy.address.to_string(), "");
+    let gateway = east.start().await;
+    let host = "db.shop.svc.clusterset.local";
+    let told = json(&east, &[host]);
+    let mirror = &told["mirrors"][0];
+    assert_eq!(
+        (&mirror["copied"], &mirror["route"]),
+        (&true.into(), &"shop/copy".into())
+    );
+    assert_eq!(mirror["attempts"][0]["address"], copy.address.to_string());
+    assert_eq!(mirror["target"]["exported_to"].as_array().unwrap().len(), 0);
+    let written = mirror["written"].as_str().unwrap();
+    assert!(written.contains("shop-db.yaml:"), "{written}");
+    let mut stream = TcpStream::connect(port).await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    within("an echo", stream.read_u8()).await.unwrap();
+    drop(stream);
+    let sent = [("mirror", "shop/copy"), ("result", "sent")];
+    gateway
+        .metric_becomes("zeugma_mirrored_total", &sent, 1.0)
+        .await;
+    let said = text(&explain(&east, &[host]));
+    assert!(
+        said.contains("mirrors    copied to shop/copy (all are"),
+        "{said}"
+    );
+    // Nowhere to go, and then nobody to take it.
+    route(
+        "copy",
+        "127.0.0.1:1",
+        "health: { active: { tcp: true, every: 100ms } }",
+    );
+    let nowhere = eventually("a copy that is gone", async || {
+        let told = json(&east, &[host]);
+        (told["mirrors"][0]["copied"] == false).then_some(told)
+    })
+    .await;
+    assert_eq!(nowhere["mirrors"][0]["why"], "unreachable", "{nowhere}");
+    assert_eq!(nowhere["carried"], true);
     gateway.finish().await;
 }
 

@@ -3,6 +3,7 @@
 //! Nothing here waits for a second to pass: what is asserted of rates is bounded by the time that it
 //! really took.
 
+use std::process::Command;
 use std::time::Instant;
 
 use http::{Request, Response, StatusCode};
@@ -37,6 +38,20 @@ fn own(service: &Service, more: &str) -> String {
 /// A burst of one second and what came after: the most that a backend of this capacity was sent since.
 fn at_most(capacity: f64, since: Instant) -> f64 {
     capacity + capacity * since.elapsed().as_secs_f64() + 1.0
+}
+
+/// What `zeugma status` says of a gateway.
+fn status(of: &Cluster, words: &[&str]) -> String {
+    let asked = Command::new(env!("CARGO_BIN_EXE_zeugma"))
+        .arg("status")
+        .args(words)
+        .arg("--config")
+        .arg(of.config())
+        .env_remove("ZEUGMA_ADMIN")
+        .output()
+        .unwrap();
+    assert!(asked.status.success(), "{asked:?}");
+    String::from_utf8(asked.stdout).unwrap()
 }
 
 fn count(service: &Service) -> f64 {
@@ -90,6 +105,18 @@ async fn the_excess_goes_west_and_what_fits_nowhere_is_refused_with_its_reason_a
     assert!(local >= 3.0 && local <= at_most(3.0, began), "{local}");
     assert!(gone >= 4.0 && gone <= at_most(4.0, began), "{gone}");
     let line = gateway.log(|line| line["verdict"] == "over-capacity").await;
+    // As soon as it is counted.
+    let told = status(&east, &["-o", "json"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["routes"][0]["refused_over_capacity"], 1);
+    let said = "\nshop/orders: 1 refused for capacity since the start (ZG0442)";
+    let told = status(&east, &[]);
+    assert!(told.contains(said), "{told}");
+    let told = status(&west, &[]);
+    assert!(
+        !told.contains("for capacity"),
+        "west refused nothing: {told}"
+    );
     assert_eq!(
         (&line["flags"], &line["http.status"], &line["dst.service"]),
         (&json!("UO"), &json!(503), &json!("shop/orders"))
@@ -316,6 +343,8 @@ async fn connections_of_a_tcp_service_are_held_to_it_too() {
     .await;
     let line = gateway.connection(refused).await;
     assert_eq!(line["verdict"], "over-capacity", "{line}");
+    let told = gateway.admin_json("/api/v1/routes").await;
+    assert_eq!(told["routes"][0]["refused_over_capacity"], 1);
     let carried = f64::from(u32::try_from(open.len()).unwrap());
     assert!(
         carried >= 2.0 && carried <= at_most(2.0, began),

@@ -4,10 +4,12 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use crate::control_explain::{explain, first_line, json, text};
 use crate::mesh::hello::hello;
 use crate::mesh::{Body, Cluster, Identity, Service, empty, frames, h1, h2, send, within};
 
@@ -357,5 +359,69 @@ async fn a_refusal_is_explained_by_the_server_name_that_does_not_match() {
     let policy = told("two").await;
     assert_eq!(policy["nearest_failed"][0], "sni", "{policy}");
     assert_eq!(policy["nearest"]["sni"][0], "one.pass.example", "{policy}");
+    gateway.finish().await;
+}
+
+/// By the connection's name, where it is not the host: as the gateway does for each way that TLS may come.
+#[tokio::test]
+async fn what_the_name_of_its_connection_denies_is_explained_with_that_name() {
+    let world = World::new().await;
+    world.policy("allow: [{ sources: ['127.0.0.0/8'] }]\ndeny: [{ sni: [two.X] }]");
+    let gateway = world.east.start().await;
+    assert_eq!(world.carries("one").await, [true; 3]);
+    assert_eq!(world.carries("two").await, [false; 3]);
+    let cart = "spiffe://west.example/ns/shop/sa/cart";
+    for name in ["web", "bytes", "pass"] {
+        let (host, other) = (format!("one.{name}.example"), format!("two.{name}.example"));
+        let asked = ["--listener", "mesh", "--from", cart, &host];
+        for more in [&[][..], &["--offline"]] {
+            let without = json(&world.east, &[&asked[..], more].concat());
+            assert_eq!(
+                (&without["carried"], &without["sni"]),
+                (&json!(true), &json!(host))
+            );
+            let named = [&asked[..], &["--sni", &other], more].concat();
+            let told = json(&world.east, &named);
+            assert_eq!(
+                (&told["reason"], &told["sni"]),
+                (&json!("denied"), &json!(other))
+            );
+            let rule = &told["policy"]["rule"];
+            assert_eq!(rule["sni"][0], other, "{rule}");
+            let written = rule["written"].as_str().unwrap();
+            assert!(written.contains(&format!("shop-{name}.yaml:")), "{written}");
+            let text = text(&explain(&world.east, &named));
+            assert!(
+                first_line(&text).ends_with(&format!(", the one at {written}")),
+                "{text}"
+            );
+        }
+    }
+    // A request for the host in a connection for the other is denied too, and the other way round it is not.
+    let host = "one.web.example";
+    let dialled = world
+        .cart
+        .dial(world.east.mesh, "two.web.example", &[b"http/1.1"]);
+    let mut sender = h1(within("a handshake", dialled).await.unwrap()).await;
+    let request = Request::get("/").header("host", host).body(empty());
+    let answer = within("an answer", sender.send_request(request.unwrap())).await;
+    assert_eq!(answer.unwrap().status().as_u16(), 403);
+    // What no host is in.
+    let odd = ["--listener", "mesh", "--sni", "two.web.example:443", host];
+    let told = json(&world.east, &odd);
+    assert_eq!(told["reason"], "sni-malformed");
+    let to_do = told["to_do"][0].as_str().unwrap();
+    assert!(
+        to_do.starts_with("the SNI `two.web.example:443` is no host: "),
+        "{to_do}"
+    );
+    assert!(!world.carries_passed("two.web.example:443").await);
+    let unknown = json(
+        &world.east,
+        &["--listener", "mesh", "--sni", "onn.web.example", host],
+    );
+    assert_eq!(unknown["reason"], "sni-unknown");
+    let to_do = unknown["to_do"][0].as_str().unwrap();
+    assert_eq!(to_do, "did you mean `one.web.example`?");
     gateway.finish().await;
 }

@@ -580,6 +580,7 @@ fn of_mirror(snapshot: &Snapshot, mirror: &Mirror) -> String {
         body_bytes_max,
         in_flight_max,
         compare,
+        position: _,
     } = mirror;
     let to = snapshot.cluster(*to).endpoints.iter();
     let to: Vec<_> = to.map(|endpoint| endpoint.address.to_string()).collect();

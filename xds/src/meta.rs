@@ -1,6 +1,7 @@
 //! What Envoy has no field for: our metadata on resources, as compile writes and ingest reads it.
 
 use serde::{Deserialize, Serialize};
+use zeugma_core::snapshot::Position;
 
 /// On any cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,6 +86,24 @@ pub(crate) enum ExportMeta {
 pub(crate) struct PositionMeta {
     pub file: String,
     pub line: u32,
+}
+
+impl From<Position> for PositionMeta {
+    fn from(position: Position) -> Self {
+        Self {
+            file: position.file.to_string(),
+            line: position.line,
+        }
+    }
+}
+
+impl From<&PositionMeta> for Position {
+    fn from(meta: &PositionMeta) -> Self {
+        Self {
+            file: meta.file.as_str().into(),
+            line: meta.line,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -269,4 +288,7 @@ pub(crate) struct MirrorMeta {
     pub in_flight_max: usize,
     #[serde(default)]
     pub compare: bool,
+    /// None of a control plane that does not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<PositionMeta>,
 }

@@ -541,6 +541,11 @@ fn sender(snapshot: &Snapshot, service: ServiceIx, arrival: &Arrival<'_>) -> Sen
     if snapshot.service(service).rules.is_none() {
         return Sender::Caller;
     }
+    sender_of(snapshot, arrival)
+}
+
+/// Who sent it.
+pub(crate) fn sender_of(snapshot: &Snapshot, arrival: &Arrival<'_>) -> Sender {
     match arrival.evidence {
         Evidence::Asserted { .. } => Sender::PeerGateway,
         Evidence::Verified(id) if gateway_of(snapshot, arrival.source, id).is_some() => {

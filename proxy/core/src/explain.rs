@@ -11,6 +11,7 @@
 //! call, and the fleet is only looked at.
 
 mod assume;
+mod copies;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -35,6 +36,7 @@ use crate::time::Time;
 use crate::verdict::Reason;
 
 pub use assume::{Assumed, QuestionError};
+pub use copies::{Copied, MIRRORS_MAX};
 
 /// The most candidates that are shown of one level; the rest is counted.
 pub const CANDIDATES_MAX: usize = 10;
@@ -46,6 +48,8 @@ pub const LEVELS_MAX: usize = 32;
 pub struct Question {
     /// What is called, as in `Host` or an SNI; a port may follow.
     pub host: String,
+    /// What its TLS names, where that is not the host.
+    pub sni: Option<String>,
     /// The method, where it is a request.
     pub method: String,
     /// The path, where it is a request.
@@ -101,6 +105,8 @@ pub struct Explanation {
     pub source: IpAddr,
     /// From whom, as far as what decided knew.
     pub caller: Caller,
+    /// What its TLS names, where that is read.
+    pub sni: Option<String>,
     /// What the question left open.
     pub assumed: Vec<Assumed>,
     /// The engine's decisions, in order; the last is how it ends.
@@ -113,6 +119,9 @@ pub struct Explanation {
     pub matched: Option<Matched>,
     /// Where it would go; `None` where it does not come that far.
     pub to: Option<Destination>,
+    /// What the mirrors of the service make of it, at most [`MIRRORS_MAX`]; none where it is not known who
+    /// calls.
+    pub copies: Vec<Copied>,
     /// `None`: it is carried.
     pub refused: Option<Reason>,
     /// The service that its split leads to and that refused it, and the deny rule there.
@@ -275,7 +284,7 @@ pub fn explain(
     let assume::Facts {
         listener,
         source,
-        begins_with_tls,
+        sni,
         verified,
         claimed,
         assumed,
@@ -290,8 +299,8 @@ pub fn explain(
         path: &question.path,
         headers: Headers(&each),
     };
-    let hello = begins_with_tls.then(|| ClientHello {
-        sni: Some(assume::sni(&question.host)),
+    let hello = sni.map(|sni| ClientHello {
+        sni: Some(sni),
         ..ClientHello::default()
     });
     let mut asked = Asked {
@@ -335,6 +344,10 @@ pub fn explain(
     let mut told = asked.end(&last, decision, fleet, assumed);
     if verified.is_some() && told.service.is_some() && told.caller == Caller::Network {
         told.assumed.push(Assumed::NobodyVerified);
+    }
+    let is_by_sni = question.sni.is_some() && hello.is_some();
+    if is_by_sni && told.service.is_some() && last.request().is_none() {
+        told.assumed.push(Assumed::HostUnread);
     }
     Ok(told)
 }
@@ -460,16 +473,26 @@ impl<'a> Asked<'a> {
         let to = aimed
             .and_then(|Target { cluster, .. }| Some((cluster, shares.clusters.get(cluster.0)?)))
             .map(|(ix, of)| see(snapshot, (ix, of), fleet, attempts, self.beside.now));
+        // A request is copied before an endpoint is tried, a connection once one has taken it.
+        let is_copied = match arrival.request() {
+            Some(_) => to.is_some(),
+            None => to.is_some() && refused.is_none(),
+        };
+        let copies = (service.filter(|_| judged.is_some())).map_or_else(Vec::new, |ix| {
+            self.copies(snapshot.service(ix), arrival, fleet, is_copied)
+        });
         Explanation {
             listener: Arc::clone(&arrival.listener.name),
             source: arrival.source,
             caller: Caller::of(arrival.evidence),
+            sni: arrival.sni.map(str::to_owned),
             assumed,
             steps: self.steps,
             service,
             judged,
             matched: aimed.and_then(|target| target.matched),
             to,
+            copies,
             refused,
             refused_by,
             draw: self.beside.draw,

@@ -4,8 +4,12 @@
 use std::time::Duration;
 
 use crate::balance::fraction;
+use crate::engine;
+use crate::plan::{Attempt, Plan, Why};
 use crate::retry::Sender;
-use crate::snapshot::Mirror;
+use crate::shares::ClusterShares;
+use crate::snapshot::{Endpoint, EndpointTls, Mirror, Role};
+use crate::verdict::Reason;
 
 /// Tells a mirror's draw from those of level and endpoint.
 const MIRROR_PART: u64 = 0x6d69_7272;
@@ -16,7 +20,7 @@ pub enum Copying {
     /// It is copied, and one more copy is under way.
     Copy(Terms),
     /// It is not meant to be copied.
-    Skip,
+    Skip(Skipped),
     /// It should have been copied and is not; this is counted.
     Drop(Dropped),
 }
@@ -29,6 +33,32 @@ pub struct Terms {
     /// How many bytes of its answer's body, and of the primary's, are compared at most; `None`: nothing
     /// is.
     pub compared_bytes_max: Option<usize>,
+}
+
+/// Why nothing is copied, and nothing is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Skipped {
+    /// It is a copy itself.
+    Copy,
+    /// It goes on as something else than HTTP.
+    Upgrade,
+    /// A peer's gateway sent it, which has mirrored it already.
+    ByPeer,
+    /// It is not of the share that is copied.
+    NotDrawn,
+}
+
+impl Skipped {
+    /// The word for programs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Upgrade => "upgrade",
+            Self::ByPeer => "by-peer",
+            Self::NotDrawn => "not-drawn",
+        }
+    }
 }
 
 /// Why a copy that should have been made was not, or was given up.
@@ -77,13 +107,15 @@ pub struct Original {
     pub body_bytes: Option<u64>,
 }
 
-/// Whether a request is a copy.
+/// Whether a request is a copy, or one that cannot have any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// It is answered to its caller.
     Primary,
     /// Its answer is thrown away.
     Mirrored,
+    /// It asks to go on as another protocol, of which there is no copy.
+    Upgraded,
 }
 
 /// What is known of an answer once it is over.
@@ -215,13 +247,18 @@ pub fn copying(
     in_flight: usize,
     draw: u64,
 ) -> Copying {
-    if original.kind == Kind::Mirrored || original.sender == Sender::PeerGateway {
-        return Copying::Skip;
+    match original.kind {
+        Kind::Mirrored => return Copying::Skip(Skipped::Copy),
+        Kind::Upgraded => return Copying::Skip(Skipped::Upgrade),
+        Kind::Primary => {}
+    }
+    if original.sender == Sender::PeerGateway {
+        return Copying::Skip(Skipped::ByPeer);
     }
     // Each mirror draws for itself: 5 % here and 5 % there are not the same 5 %.
     let part = MIRROR_PART.wrapping_add(u64::try_from(ix).unwrap_or_default());
     if fraction(draw, part) >= mirror.share {
-        return Copying::Skip;
+        return Copying::Skip(Skipped::NotDrawn);
     }
     let limit = u64::try_from(mirror.body_bytes_max).unwrap_or(u64::MAX);
     if original.body_bytes.is_some_and(|bytes| bytes > limit) {
@@ -234,6 +271,28 @@ pub fn copying(
         within: mirror.timeout,
         compared_bytes_max: mirror.compare.then_some(mirror.body_bytes_max),
     })
+}
+
+/// The attempts of a plan that a copy may take: what becomes of one shows nothing.
+pub fn attempts(plan: Plan<'_>) -> impl Iterator<Item = Attempt> {
+    plan.filter(|attempt| attempt.why != Why::Trial)
+}
+
+/// Whether an endpoint takes copies of connections: one that speaks TLS itself has none of its caller's.
+#[must_use]
+pub fn takes_bytes(endpoint: &Endpoint) -> bool {
+    endpoint.tls != EndpointTls::Workload
+}
+
+/// Why no endpoint of a cluster that stands like this is tried for a copy.
+#[must_use]
+pub fn nothing_to_try(of: &ClusterShares) -> Dropped {
+    // Copies go where workloads' traffic does.
+    if engine::nothing_to_try(of, Role::Workloads) == Reason::OverCapacity {
+        Dropped::OverCapacity
+    } else {
+        Dropped::Unreachable
+    }
 }
 
 #[cfg(test)]
@@ -251,6 +310,7 @@ mod tests {
             body_bytes_max: 1024,
             in_flight_max: 64,
             compare: true,
+            position: None,
         }
     }
 
@@ -296,22 +356,25 @@ mod tests {
     fn all_and_nothing_are_exact() {
         for draw in 0..1000 {
             assert!(is_copied(copying(&mirror(1.0), 0, &ORIGINAL, 0, draw)));
-            assert_eq!(copying(&mirror(0.0), 0, &ORIGINAL, 0, draw), Copying::Skip);
+            let nothing = copying(&mirror(0.0), 0, &ORIGINAL, 0, draw);
+            assert_eq!(nothing, Copying::Skip(Skipped::NotDrawn));
         }
     }
 
     #[test]
     fn copies_are_never_copied_and_peers_have_copied_already() {
-        let copy = Original {
-            kind: Kind::Mirrored,
-            ..ORIGINAL
+        let of = |kind, sender| {
+            let original = Original {
+                kind,
+                sender,
+                ..ORIGINAL
+            };
+            copying(&mirror(1.0), 0, &original, 0, 1)
         };
-        assert_eq!(copying(&mirror(1.0), 0, &copy, 0, 1), Copying::Skip);
-        let peer = Original {
-            sender: Sender::PeerGateway,
-            ..ORIGINAL
-        };
-        assert_eq!(copying(&mirror(1.0), 0, &peer, 0, 1), Copying::Skip);
+        let (caller, peer) = (Sender::Caller, Sender::PeerGateway);
+        assert_eq!(of(Kind::Mirrored, peer), Copying::Skip(Skipped::Copy));
+        assert_eq!(of(Kind::Primary, peer), Copying::Skip(Skipped::ByPeer));
+        assert_eq!(of(Kind::Upgraded, caller), Copying::Skip(Skipped::Upgrade));
     }
 
     #[test]

@@ -359,6 +359,8 @@ pub struct Mirror {
     pub in_flight_max: usize,
     /// Whether the copies' answers are compared with those of the primaries.
     pub compare: bool,
+    /// Where it was written.
+    pub position: Option<Position>,
 }
 
 /// Endpoints that answer for a service, in levels.

@@ -17,10 +17,12 @@ use time::format_description::well_known::Rfc3339;
 use zeugma_core::fleet::STALE_AFTER;
 use zeugma_core::rules::{Field, HttpRule, Match, Part, PathMatch, Rules};
 use zeugma_core::shares::{ClusterShares, EndpointStatus, LevelMotion, SHARE_EPSILON, Worth};
-use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, Export, Mirror, Peer, PeerIx, Service};
+use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, Mirror, Peer, Service};
 use zeugma_core::time::Time;
+use zeugma_core::verdict::Reason;
 
 use super::{as_json, beside, explain};
+use crate::explain::exported_to;
 use crate::identity::AgentKind;
 use crate::journal::Event;
 use crate::listing::{self, ENTRIES_MAX, Wanted};
@@ -64,12 +66,24 @@ async fn services(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter
     beside(move || {
         let published = shared.published.load_full();
         let limit = filter.limit.unwrap_or(usize::MAX);
+        let over_capacity = shared.metrics.ended_by_service(Reason::OverCapacity);
         let all: Vec<Value> = (published.snapshot.services.iter())
             .filter(|service| {
                 (filter.service.as_deref()).is_none_or(|wanted| *service.name == *wanted)
             })
             .take(limit)
-            .map(|service| service_json(&published, &shared, service))
+            .map(|service| {
+                let mut told = service_json(&published, &shared, service);
+                let refused = over_capacity.get(&*service.name).copied();
+                if let Some(told) = told.as_object_mut() {
+                    // Since the start, of all ports of its route.
+                    told.insert(
+                        "refused_over_capacity".to_owned(),
+                        json!(refused.unwrap_or(0)),
+                    );
+                }
+                told
+            })
             .collect();
         document(&published, "routes", all.into())
     })
@@ -86,12 +100,6 @@ pub(super) fn document(published: &Published, name: &str, content: Value) -> Res
 }
 
 pub(super) fn service_json(published: &Published, shared: &Shared, service: &Service) -> Value {
-    let peer_name = |ix: &PeerIx| published.snapshot.peer(*ix).name.to_string();
-    let exported_to = match &service.export {
-        Export::Nobody => json!([]),
-        Export::AllPeers => json!(["*"]),
-        Export::To(peers) => peers.iter().map(peer_name).collect(),
-    };
     let hosts: Vec<String> = service.hosts.iter().map(ToString::to_string).collect();
     let mirrors: Vec<Value> = (service.mirrors.iter()).map(mirror_json).collect();
     let view = |ix| cluster_json(published, shared, ix);
@@ -101,7 +109,7 @@ pub(super) fn service_json(published: &Published, shared: &Shared, service: &Ser
         "hosts": hosts,
         "protocol": service.protocol.label(),
         "inbound": service.inbound.label(),
-        "exported_to": exported_to,
+        "exported_to": exported_to(&published.snapshot, service),
         "allow": service.policy.allow.len(),
         "deny": service.policy.deny.len(),
         "mirrors": mirrors,

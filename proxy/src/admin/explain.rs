@@ -23,6 +23,8 @@ use crate::runtime::Shared;
 #[serde(deny_unknown_fields)]
 pub(super) struct Asked {
     host: String,
+    /// What its TLS names, where that is not the host.
+    sni: Option<String>,
     method: Option<String>,
     path: Option<String>,
     /// `name=value`, one on each line.
@@ -41,6 +43,7 @@ impl Asked {
         let from = from.map_err(|error| format!("from: {error}"))?;
         let question = Question {
             host: self.host,
+            sni: self.sni,
             method: self.method.unwrap_or_else(|| "GET".to_owned()),
             path: self.path.unwrap_or_else(|| "/".to_owned()),
             headers: headers(self.headers.as_deref().unwrap_or_default())?,

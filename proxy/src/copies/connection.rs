@@ -15,10 +15,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep, timeout};
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::mirror::{Copying, Dropped, Kind, Original, copying};
-use zeugma_core::plan::{Why, plan};
+use zeugma_core::mirror::{Copying, Dropped, Kind, Original, attempts, copying, takes_bytes};
+use zeugma_core::plan::plan;
 use zeugma_core::retry::Sender;
-use zeugma_core::snapshot::{Endpoint, Service};
+use zeugma_core::snapshot::Service;
 
 use super::Place;
 use super::feed::{Copied, Giving, Taker, feed};
@@ -57,7 +57,7 @@ pub(crate) fn copied(
     for (ix, mirror) in service.mirrors.iter().enumerate() {
         let copies = worker.copies(&service.name, &mirror.route);
         match copying(mirror, ix, &original, copies.under_way(), draw) {
-            Copying::Skip => {}
+            Copying::Skip(_) => {}
             Copying::Drop(why) => {
                 let metrics = &worker.shared.metrics;
                 metrics.mirrored(&service.name, &mirror.route, why.label());
@@ -150,14 +150,12 @@ impl Copy {
         };
         let planned = plan(cluster, shares, &load, draw);
         let planned = capacity::within(&worker.shared, shares, planned);
-        let suits = |endpoint: &Endpoint| commit.suits(endpoint);
         // What is left out for being full may be nothing that it could have.
-        let mut is_full = planned.leaves_out_full() && cluster.endpoints.iter().any(suits);
+        let mut is_full = planned.leaves_out_full() && cluster.endpoints.iter().any(takes_bytes);
         let mut is_tried = false;
-        for attempt in planned {
+        for attempt in attempts(planned) {
             let endpoint = cluster.endpoint(attempt.endpoint);
-            // What becomes of a copy shows nothing.
-            if !suits(endpoint) || attempt.why == Why::Trial {
+            if !takes_bytes(endpoint) {
                 continue;
             }
             if !capacity::take(&worker.shared, shares, attempt.endpoint) {

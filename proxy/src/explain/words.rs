@@ -6,6 +6,7 @@ use zeugma_core::authorize::{RuleField, Verdict};
 use zeugma_core::codes;
 use zeugma_core::explain::{Caller, Destination, Explanation, LevelSeen, Question};
 use zeugma_core::fleet::LevelMotion;
+use zeugma_core::names::{Host, SniTarget, parse_authority};
 use zeugma_core::shares::{EndpointStatus, SHARE_EPSILON};
 use zeugma_core::snapshot::{Role, Rule, Service, Snapshot};
 use zeugma_core::time::Time;
@@ -182,7 +183,20 @@ pub(super) fn to_do(snapshot: &Snapshot, question: &Question, told: &Explanation
         reason,
         Reason::SniUnknown | Reason::AuthorityUnknown | Reason::Misdirected
     ) {
-        all.extend(unknown_host(snapshot, question, &told.listener));
+        let (text, asked) = match &told.sni {
+            Some(sni) if reason == Reason::SniUnknown => {
+                let target = SniTarget::parse(sni).ok();
+                (sni, target.map(|target| (target.host, target.port)))
+            }
+            Some(_) | None => (&question.host, parse_authority(&question.host).ok()),
+        };
+        all.extend(unknown_host(snapshot, text, asked, &told.listener));
+    }
+    if reason == Reason::SniMalformed
+        && let Some(sni) = &told.sni
+        && let Err(error) = SniTarget::parse(sni)
+    {
+        all.push(format!("the SNI `{sni}` is no host: {error}"));
     }
     if reason == Reason::CertificateMissing {
         all.push("say who calls: --from SPIFFE-ID".to_owned());
@@ -226,9 +240,13 @@ fn place(service: &Service) -> String {
 }
 
 /// Where a host that is not known on a listener may have been meant.
-fn unknown_host(snapshot: &Snapshot, question: &Question, listener: &str) -> Vec<String> {
-    let asked = zeugma_core::names::parse_authority(&question.host).ok();
-    let has = |host: &zeugma_core::names::Host| {
+fn unknown_host(
+    snapshot: &Snapshot,
+    text: &str,
+    asked: Option<(Host, Option<u16>)>,
+    listener: &str,
+) -> Vec<String> {
+    let has = |host: &Host| {
         let others = snapshot
             .listeners
             .iter()
@@ -269,7 +287,7 @@ fn unknown_host(snapshot: &Snapshot, question: &Question, listener: &str) -> Vec
     let hosts: Vec<String> = (here.into_iter().flat_map(|one| one.hosts.entries()))
         .map(|(pattern, _)| pattern.to_string())
         .collect();
-    let host = asked.map_or_else(|| question.host.clone(), |(host, _)| host.to_string());
+    let host = asked.map_or_else(|| text.to_owned(), |(host, _)| host.to_string());
     all.extend(suggest(&host, hosts.iter().map(String::as_str)));
     all
 }

@@ -138,10 +138,8 @@ pub(super) async fn exchange(
     if let Some(gate) = gate {
         source.keep_back(gate);
     }
-    if exchange.upgrade.is_none() {
-        let target = to.published.snapshot.service(service);
-        exchange.compared = mirror::start_all(&exchange, &to.published, target, &source);
-    }
+    let target = to.published.snapshot.service(service);
+    exchange.compared = mirror::start_all(&exchange, &to.published, target, &source);
     let entry = Rc::clone(exchange.record.entry());
     let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
     // Dropped, it ends the try under way; its record says why.

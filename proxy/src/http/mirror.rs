@@ -42,6 +42,8 @@ pub(super) fn start_all(
         sender: exchange.sender(),
         kind: if exchange.from_gateway && exchange.head.headers.contains_key(&ZEUGMA_MIRROR) {
             Kind::Mirrored
+        } else if exchange.upgrade.is_some() {
+            Kind::Upgraded
         } else {
             Kind::Primary
         },
@@ -61,7 +63,7 @@ pub(super) fn start_all(
             comparing: None,
         };
         match copying(mirror, ix, &original, copies.under_way(), draw) {
-            Copying::Skip => {}
+            Copying::Skip(_) => {}
             Copying::Drop(why) => about.ended(why.label()),
             Copying::Copy(terms) => {
                 let copy = match Copy::new(exchange, published, mirror) {

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::meta::{
     AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta, HashMeta,
-    InboundMeta, PassiveMeta, PeerMeta, PositionMeta, ProtocolMeta, RetriesMeta, ServiceMeta,
-    SlowMeta, TimeoutsMeta,
+    InboundMeta, PassiveMeta, PeerMeta, ProtocolMeta, RetriesMeta, ServiceMeta, SlowMeta,
+    TimeoutsMeta,
 };
 use crate::model::defaults::{or_secs, passive_on, retry_on};
 use crate::model::scalar::Text;
@@ -121,10 +121,7 @@ fn describe(service: &Service<'_>) -> ServiceMeta {
             Export::To(peers) => ExportMeta::To(peers.clone()),
             Export::AllPeers => ExportMeta::AllPeers,
         },
-        position: PositionMeta {
-            file: position.file.to_string(),
-            line: position.line,
-        },
+        position: position.into(),
     }
 }
 

@@ -95,10 +95,7 @@ pub(super) fn routes(
     let built: Vec<(RuleMeta, route::Route)> = (rules.iter().enumerate())
         .map(|(nth, rule)| {
             let position = service.route.position_of_rule(rule);
-            let position = PositionMeta {
-                file: position.file.to_string(),
-                line: position.line,
-            };
+            let position = position.into();
             let meta = meta(services, service, &rule.value, (nth, position));
             let route = of_rule(&rule.value, &meta, scope, common);
             (meta, route)

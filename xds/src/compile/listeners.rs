@@ -828,7 +828,8 @@ fn copies(
     let mirrors = service.mirrors(context, services).into_iter();
     mirrors
         .filter_map(|(at, to, peer)| {
-            let spec = specs.get(at)?;
+            let placed = specs.get(at)?;
+            let spec = &placed.value;
             let timeout = or_secs(spec.timeout.as_ref(), 2).as_millis();
             let host = to.route.first_host().map(|host| host.to_string());
             let of_peers = || to.targets.iter().any(|target| target.peer.is_some());
@@ -847,6 +848,7 @@ fn copies(
                     body_bytes_max: spec.body_limit.as_ref().map_or(1 << 20, |size| size.0.0),
                     in_flight_max: spec.in_flight.unwrap_or(64),
                     compare: spec.compare.unwrap_or(false),
+                    position: Some(service.route.position_of_rule(placed).into()),
                 },
             };
             Some((copies, goes_to))

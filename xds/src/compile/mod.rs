@@ -458,6 +458,7 @@ impl<'m> Service<'m> {
         };
         let mut mirrors = Vec::new();
         for (at, mirror) in self.route.spec.mirror.iter().enumerate() {
+            let mirror = &mirror.value;
             let id = mirror.route.0.id(&self.route.namespace);
             // What a route inherits need not suit it, or each of its ports.
             let suits = |to: &&Service<'_>| {

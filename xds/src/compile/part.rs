@@ -42,7 +42,7 @@ pub(super) fn add(services: &Services<'_>, service: &Service<'_>, to: &mut Fnv) 
     one(service, to);
     let namespace = &service.route.namespace;
     let spec = &service.route.spec;
-    let mirrors = spec.mirror.iter().map(|mirror| &mirror.route);
+    let mirrors = spec.mirror.iter().map(|mirror| &mirror.value.route);
     let splits = (spec.rules.iter()).flat_map(|rule| rule.value.split.iter().flatten());
     let parts = splits.filter_map(|part| part.route.as_ref());
     for reference in mirrors.chain(parts) {

@@ -51,10 +51,7 @@ pub(crate) fn rules(
                 continue;
             }
             let position = route.position_of_rule(rule);
-            let position = PositionMeta {
-                file: position.file.to_string(),
-                line: position.line,
-            };
+            let position = PositionMeta::from(position);
             policies.insert(
                 policy_name(at, &here.listeners, &position),
                 policy(spec, &here.via, &ports, action),

@@ -142,10 +142,7 @@ pub(super) fn service(
         rules: None,
         inside: None,
         is_upgraded: true,
-        position: Some(Position {
-            file: meta.position.file.as_str().into(),
-            line: meta.position.line,
-        }),
+        position: Some(Position::from(&meta.position)),
     })
 }
 

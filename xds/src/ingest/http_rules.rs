@@ -139,10 +139,7 @@ fn rule(route: &route::Route, meta: &RuleMeta, names: &Names) -> Result<HttpRule
             &route.response_headers_to_add,
             &route.response_headers_to_remove,
         )?,
-        position: Some(Position {
-            file: meta.position.file.as_str().into(),
-            line: meta.position.line,
-        }),
+        position: Some(Position::from(&meta.position)),
     })
 }
 
@@ -227,6 +224,7 @@ fn mirror(meta: MirrorMeta, cluster: &str, share: f64, names: &Names) -> Result<
         body_bytes_max: meta.body_bytes_max,
         in_flight_max: meta.in_flight_max,
         compare: meta.compare,
+        position: meta.position.as_ref().map(Position::from),
     })
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct MeshDefaults {
     pub limits: RouteLimitsSpec,
     /// As in a `MeshRoute`; a route is never its own mirror, and takes none of another protocol.
     #[serde(default)]
-    pub mirror: List<MirrorSpec>,
+    pub mirror: List<Placed<MirrorSpec>>,
     /// As in a `MeshRoute`: who may call a route that has no `allow` of its own.
     #[serde(default)]
     pub allow: List<Placed<RuleSpec>>,
@@ -174,21 +174,24 @@ impl MeshRoute {
         self.policy.inherit(policy);
         self.export.inherit(export);
         if !self.mirror.is_written() && mirror.is_written() {
-            let others = (mirror.iter()).filter(|mirror| mirror.route.0.id(namespace) != id);
-            self.mirror.extend(others.cloned());
+            let others = (placed(mirror, of).into_iter())
+                .filter(|mirror| mirror.value.route.0.id(namespace) != id);
+            self.mirror.extend(others);
         }
-        let placed = |rules: &List<Placed<RuleSpec>>| -> Vec<Placed<RuleSpec>> {
-            (rules.iter())
-                .map(|rule| Placed { of, ..rule.clone() })
-                .collect()
-        };
         if !self.allow.is_written() && allow.is_written() {
-            self.allow.extend(placed(allow));
+            self.allow.extend(placed(allow, of));
         }
         if deny.is_written() {
-            self.deny.extend(placed(deny));
+            self.deny.extend(placed(deny, of));
         }
     }
+}
+
+/// A list as it is inherited from the document at this place.
+fn placed<T: Clone>(list: &[Placed<T>], of: u8) -> Vec<Placed<T>> {
+    (list.iter())
+        .map(|one| Placed { of, ..one.clone() })
+        .collect()
 }
 
 impl MeshDefaults {

@@ -69,7 +69,7 @@ pub(crate) struct MeshRoute {
     /// Copies of a share of the requests, or of a tcp route of the connections, to other routes. Default:
     /// none.
     #[serde(default)]
-    pub mirror: List<MirrorSpec>,
+    pub mirror: List<Placed<MirrorSpec>>,
     /// Who may call it: at least one entry must match. Default: nobody.
     #[serde(default)]
     pub allow: List<Placed<RuleSpec>>,

@@ -43,7 +43,7 @@ coded! {
     Rule { from, via, listeners, sources, sni, methods, paths, headers, position }
     HeaderRule { name, values }
     Position { file, line }
-    Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max, compare }
+    Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max, compare, position }
     SpreadPart { locality, weight }
     ClusterPolicy {
         balance, spread, failover, active, passive, connection_age_max, slow_start, timeouts,

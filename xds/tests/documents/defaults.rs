@@ -222,14 +222,21 @@ fn a_finding_points_to_where_the_value_is_written() {
     );
     // Once, however many routes inherit it.
     assert_eq!(findings.iter().count(), 3, "{findings}");
-    // The line of a rule that is inherited is the one in its own file, too.
-    let deny = defaults(None, "deny: [{sources: [10.0.0.0/8]}]");
-    let documents = [EAST, WEST_PEER, &deny, &http("orders", ALLOW)];
+    // The line of a rule or a mirror that is inherited is the one in its own file, too.
+    let both = "deny: [{sources: [10.0.0.0/8]}], mirror: [{route: shop/canary}]";
+    let both = defaults(None, both);
+    let canary = http("canary", ALLOW);
+    let documents = [EAST, WEST_PEER, &both, &http("orders", ALLOW), &canary];
     let loaded = loaded(&documents, None);
     let all = documents.concat();
-    let position = loaded.snapshot.services[0].policy.deny[0].position.as_ref();
-    let line = usize::try_from(position.unwrap().line).unwrap();
-    assert!(all.lines().nth(line - 1).unwrap().contains("10.0.0.0/8"));
+    let mut services = loaded.snapshot.services.iter();
+    let orders = services.find(|one| &*one.name == "shop/orders").unwrap();
+    let rule = (orders.policy.deny[0].position.as_ref(), "10.0.0.0/8");
+    let mirror = (orders.mirrors[0].position.as_ref(), "route: shop/canary");
+    for (position, text) in [rule, mirror] {
+        let line = usize::try_from(position.unwrap().line).unwrap();
+        assert!(all.lines().nth(line - 1).unwrap().contains(text), "{text}");
+    }
 }
 
 /// Whoever is denied by identity comes in where nobody's is known: an error where a route says it, and

@@ -101,6 +101,9 @@ pub(crate) fn unplaced(mut snapshot: Snapshot) -> Snapshot {
         for rule in policy.allow.iter_mut().chain(&mut policy.deny) {
             rule.position = None;
         }
+        for mirror in &mut service.mirrors {
+            mirror.position = None;
+        }
         if let Some(rules) = &mut service.rules {
             for rule in &mut Arc::make_mut(rules).list {
                 rule.position = None;

@@ -10,7 +10,7 @@ use crate::snapshot::{Listener, Lookup, Peer, Protocol, Role, Service, ServiceIx
 
 use super::Question;
 
-/// The longest host that is looked for, a port behind it included.
+/// The longest host or SNI that is looked for, a port behind it included.
 const HOST_BYTES_MAX: usize = 300;
 
 /// Why a question has no answer.
@@ -38,6 +38,21 @@ pub enum QuestionError {
     /// There is no listener at all.
     #[error("the gateway has no listener")]
     NoListener,
+    /// The SNI is longer than a host and a port can be.
+    #[error("the SNI is over {HOST_BYTES_MAX} bytes")]
+    SniTooLong,
+    /// No ClientHello can hold this SNI.
+    #[error("the SNI is empty or holds a NUL, which no ClientHello can say (RFC 6066 §3)")]
+    NoSni,
+    /// It has an SNI, and comes in where requests without TLS are read alone.
+    #[error(
+        "listener `{listener}` carries one http route and reads no TLS: ask without an SNI, or of another \
+         listener"
+    )]
+    SniUnread {
+        /// The listener.
+        listener: Arc<str>,
+    },
 }
 
 /// What the question did not say, and what is taken in its place.
@@ -51,6 +66,10 @@ pub enum Assumed {
     Gateway(SpiffeId),
     /// Nobody is verified on this way: who calls does not count.
     NobodyVerified,
+    /// Nothing reads a request on this way: the SNI alone says what is called.
+    HostUnread,
+    /// The bytes of a listener for one route are not looked into: the SNI does not count.
+    SniUnread,
 }
 
 /// A question with nothing left open.
@@ -58,7 +77,8 @@ pub enum Assumed {
 pub(super) struct Facts<'a> {
     pub(super) listener: &'a Listener,
     pub(super) source: IpAddr,
-    pub(super) begins_with_tls: bool,
+    /// What its TLS names, where that is read.
+    pub(super) sni: Option<String>,
     /// The ID of the certificate.
     pub(super) verified: Option<SpiffeId>,
     /// The ID that is handed on.
@@ -72,6 +92,14 @@ pub(super) fn facts<'a>(
 ) -> Result<Facts<'a>, QuestionError> {
     if question.host.len() > HOST_BYTES_MAX {
         return Err(QuestionError::HostTooLong);
+    }
+    if let Some(sni) = &question.sni {
+        if sni.len() > HOST_BYTES_MAX {
+            return Err(QuestionError::SniTooLong);
+        }
+        if sni.is_empty() || sni.contains('\0') {
+            return Err(QuestionError::NoSni);
+        }
     }
     let mut assumed = Vec::new();
     let via = (question.via.as_deref())
@@ -104,10 +132,24 @@ pub(super) fn facts<'a>(
             (gateway, question.from.clone())
         }
     };
+    if let Some(only) = listener.only.filter(|_| question.sni.is_some()) {
+        match snapshot.service(only).protocol {
+            Protocol::Http => {
+                let listener = Arc::clone(&listener.name);
+                return Err(QuestionError::SniUnread { listener });
+            }
+            Protocol::Tcp => assumed.push(Assumed::SniUnread),
+        }
+    }
+    let begins_with_tls = begins_with_tls(snapshot, listener, question);
+    let sni = || match &question.sni {
+        Some(sni) => sni.clone(),
+        None => sni_of(&question.host),
+    };
     Ok(Facts {
         listener,
         source,
-        begins_with_tls: begins_with_tls(snapshot, listener, question),
+        sni: begins_with_tls.then(sni),
         verified,
         claimed,
         assumed,
@@ -115,7 +157,7 @@ pub(super) fn facts<'a>(
 }
 
 /// The SNI of whoever calls this host.
-pub(super) fn sni(host: &str) -> String {
+fn sni_of(host: &str) -> String {
     match parse_authority(host) {
         Ok((host, port)) => SniTarget { host, port }.to_string(),
         Err(_no_host) => host.to_owned(),
@@ -163,6 +205,14 @@ fn likeliest<'a>(snapshot: &'a Snapshot, question: &Question) -> Option<&'a List
     }
     let alone = || workloads().filter(|one| one.only.is_some());
     let shared = || workloads().filter(|one| one.only.is_none());
+    if question.sni.is_some() {
+        // Where TLS is read.
+        return (shared().find(has))
+            .or_else(|| mesh().find(has))
+            .or_else(|| shared().next())
+            .or_else(|| mesh().next())
+            .or_else(|| workloads().next());
+    }
     // Bytes without TLS come in where nothing else does.
     let is_tcp = |one: &&Listener| {
         asked_for(snapshot, one, question).is_some_and(|of| of.protocol == Protocol::Tcp)
@@ -175,13 +225,19 @@ fn likeliest<'a>(snapshot: &'a Snapshot, question: &Question) -> Option<&'a List
         .or_else(|| mesh().next())
 }
 
-/// The service that the host stands for on a listener.
+/// The service that the SNI, or else the host, stands for on a listener.
 fn asked_for<'a>(
     snapshot: &'a Snapshot,
     listener: &Listener,
     question: &Question,
 ) -> Option<&'a Service> {
-    let (host, port) = parse_authority(&question.host).ok()?;
+    let (host, port) = match &question.sni {
+        Some(sni) => {
+            let target = SniTarget::parse(sni).ok()?;
+            (target.host, target.port)
+        }
+        None => parse_authority(&question.host).ok()?,
+    };
     if let Some(only) = listener.only {
         let service = snapshot.service(only);
         return is_of(service, &host, port).then_some(service);
@@ -220,5 +276,5 @@ fn begins_with_tls(snapshot: &Snapshot, listener: &Listener, question: &Question
     }
     let is_tcp = (asked_for(snapshot, listener, question))
         .is_some_and(|service| service.protocol == Protocol::Tcp);
-    is_tcp || question.from.is_some() || question.via.is_some()
+    is_tcp || question.sni.is_some() || question.from.is_some() || question.via.is_some()
 }

@@ -4,6 +4,8 @@ use super::*;
 use crate::balance::mix;
 use crate::fixture::{cluster, http_rule, id, ids, nets, part, service, snapshot};
 use crate::fleet::{LevelMotion, Observation};
+use crate::mirror::{Copying, Dropped, Skipped, Terms};
+use crate::names::HostPattern;
 use crate::outlier::EjectCause;
 use crate::plan::Why;
 use crate::route::{
@@ -12,7 +14,8 @@ use crate::route::{
 use crate::rules::{Field, Match, PathMatch, Rules, Tried};
 use crate::slow::Took;
 use crate::snapshot::{
-    Balance, Export, Failure, HashOn, HostTable, Inbound, Policy, PolicyMode, Role, Rule, Service,
+    Balance, EndpointTls, Export, Failure, HashOn, HostTable, Inbound, Mirror, Policy, PolicyMode,
+    Role, Rule, Service, SniPattern, TooFew,
 };
 use crate::time::Time;
 
@@ -21,6 +24,7 @@ const GATEWAY: &str = "spiffe://west.example/zeugma/gateway";
 fn question(host: &str) -> Question {
     Question {
         host: host.to_owned(),
+        sni: None,
         method: "GET".to_owned(),
         path: "/".to_owned(),
         headers: Vec::new(),
@@ -112,6 +116,10 @@ impl Draws {
 
 const HOSTS: [&str; 4] = ["one.a", "two.a", "three.a", "four.a"];
 
+fn sni(host: &str) -> SniPattern {
+    SniPattern::Host(HostPattern::parse(host).unwrap())
+}
+
 fn random_rule(draws: &mut Draws) -> Rule {
     let mut rule = Rule::default();
     if draws.next(2) == 0 {
@@ -130,6 +138,10 @@ fn random_rule(draws: &mut Draws) -> Rule {
     if draws.next(4) == 0 {
         rule.methods = vec!["GET".into()];
     }
+    if draws.next(4) == 0 {
+        let host = *draws.of(&["one.a", "also.a"]);
+        rule.sni = vec![sni(host)];
+    }
     rule
 }
 
@@ -137,6 +149,9 @@ fn random_world(draws: &mut Draws) -> World {
     let services = HOSTS.iter().enumerate().map(|(nth, host)| {
         let name = format!("a/{nth}");
         let mut one = service(&name, host, 80);
+        if nth == 0 {
+            one.hosts.push(HostPattern::parse("also.a").unwrap());
+        }
         if draws.next(3) == 0 {
             one.protocol = Protocol::Tcp;
             one.inbound = *draws.of(&[Inbound::Passthrough, Inbound::Terminate]);
@@ -199,10 +214,10 @@ fn as_the_gateway(world: &World, question: &Question, draw: u64) -> Result<Vec<A
     let service_of = |host: &str| HOSTS.iter().position(|one| *one == host).unwrap_or(0);
     let is_tcp = snapshot.services[service_of(&question.host)].protocol == Protocol::Tcp
         && HOSTS.contains(&&*question.host);
-    let is_tls =
-        listener.role == Role::Mesh || (listener.only.is_none() && (is_tcp || verified.is_some()));
+    let is_tls = listener.role == Role::Mesh
+        || (listener.only.is_none() && (is_tcp || verified.is_some() || question.sni.is_some()));
     let hello = ClientHello {
-        sni: Some(question.host.clone()),
+        sni: question.sni.clone().or_else(|| Some(question.host.clone())),
         ..ClientHello::default()
     };
     let routed = if is_tls {
@@ -270,6 +285,8 @@ fn an_explanation_is_what_the_gateway_would_do() {
             ]);
             let question = Question {
                 host: (*draws.of(&["one.a", "two.a", "three.a", "four.a", "no.a"])).to_owned(),
+                sni: (draws.next(3) == 0)
+                    .then(|| (*draws.of(&["one.a", "also.a", "two.a", "a b"])).to_owned()),
                 method: (*draws.of(&["GET", "POST"])).to_owned(),
                 path: "/".to_owned(),
                 headers: Vec::new(),
@@ -286,7 +303,17 @@ fn an_explanation_is_what_the_gateway_would_do() {
                 &question,
                 beside(draw),
             );
-            let told = told.unwrap();
+            let told = match told {
+                Ok(told) => told,
+                Err(error) => {
+                    let only = (world.snapshot.listeners.last()).and_then(|last| last.only);
+                    let is_http = world.snapshot.service(only.unwrap()).protocol == Protocol::Http;
+                    let is_unread = matches!(error, QuestionError::SniUnread { .. });
+                    assert!(is_unread && is_http && question.sni.is_some(), "{error}");
+                    *met.entry("no TLS is read".to_owned()).or_default() += 1;
+                    continue;
+                }
+            };
             let expected = as_the_gateway(&world, &question, draw);
             let attempts = told.to.as_ref().map(|to| to.attempts.clone());
             let outcome = match told.refused {
@@ -310,6 +337,9 @@ fn an_explanation_is_what_the_gateway_would_do() {
         "denied",
         "not-exported",
         "sni-unknown",
+        "sni-malformed",
+        "misdirected",
+        "no TLS is read",
         "authority-unknown",
         "certificate-missing",
         "source-refused",
@@ -621,6 +651,228 @@ fn what_is_not_configured_is_told_with_what_is() {
     assert_eq!(ask(&nobody), "no peer `north`; there are: west");
     let long = question(&"a".repeat(301));
     assert_eq!(ask(&long), "the host is over 300 bytes");
+    let named = |sni: &str| Question {
+        sni: Some(sni.to_owned()),
+        ..question("one.a")
+    };
+    assert_eq!(ask(&named(&"a".repeat(301))), "the SNI is over 300 bytes");
+    for none in ["", "one\0.a"] {
+        let said = "the SNI is empty or holds a NUL, which no ClientHello can say (RFC 6066 §3)";
+        assert_eq!(ask(&named(none)), said);
+    }
+}
+
+/// A route of two hosts that denies what is asked for by one of them.
+fn denied_by_sni(of: Service) -> Service {
+    let two = Service {
+        hosts: ["one.a", "two.a"]
+            .map(|host| HostPattern::parse(host).unwrap())
+            .into(),
+        ..allowing(vec![Rule::default()], of)
+    };
+    Service {
+        policy: Policy {
+            deny: vec![Rule {
+                sni: vec![sni("two.a")],
+                ..Rule::default()
+            }],
+            ..two.policy
+        },
+        ..two
+    }
+}
+
+#[test]
+fn an_sni_that_is_not_the_host_is_what_rules_are_asked_about() {
+    let asked = |sni: Option<&str>| Question {
+        from: Some(id("spiffe://west.example/cart")),
+        sni: sni.map(str::to_owned),
+        ..question("one.a")
+    };
+    let tcp = |inbound| Service {
+        protocol: Protocol::Tcp,
+        inbound,
+        ..service("a/one", "one.a", 80)
+    };
+    for (of, is_request) in [
+        (service("a/one", "one.a", 80), true),
+        (tcp(Inbound::Terminate), false),
+        (tcp(Inbound::Passthrough), false),
+    ] {
+        let world = World::of(snapshot(vec![denied_by_sni(of)]));
+        assert_eq!(world.ask(&asked(None)).refused, None, "SNI = host");
+        let told = world.ask(&asked(Some("two.a")));
+        assert_eq!(told.refused, Some(Reason::Denied));
+        assert_eq!(told.sni.as_deref(), Some("two.a"));
+        assert_eq!(told.steps[0].asks, Asks::Hello("two.a".to_owned()));
+        let is_unread = told.assumed.contains(&Assumed::HostUnread);
+        assert_eq!(is_unread, !is_request, "{:?}", told.assumed);
+        assert_eq!(
+            world.ask(&asked(Some("no.a"))).refused,
+            Some(Reason::SniUnknown)
+        );
+    }
+}
+
+#[test]
+fn an_sni_means_tls_where_it_is_read_and_nothing_where_it_is_not() {
+    let mut world = snapshot(vec![
+        denied_by_sni(service("a/one", "one.a", 80)),
+        allowing(
+            vec![Rule::default()],
+            Service {
+                protocol: Protocol::Tcp,
+                ..service("a/db", "db.a", 5432)
+            },
+        ),
+    ]);
+    for (name, only) in [("web", 0), ("db", 1)] {
+        let mut alone = world.listeners[1].clone();
+        (alone.name, alone.only) = (name.into(), Some(ServiceIx(only)));
+        alone.hosts = HostTable::default();
+        world.listeners.edit(|all| all.push(alone));
+    }
+    let world = World::of(world);
+    let on = |listener: Option<&str>, host: &str| Question {
+        sni: Some("two.a".to_owned()),
+        listener: listener.map(str::to_owned),
+        ..question(host)
+    };
+    // Without one it is plaintext there; with one the gateway ends TLS, and nobody calls.
+    let told = world.ask(&on(None, "one.a"));
+    assert_eq!(&*told.listener, "apps");
+    assert_eq!(told.refused, Some(Reason::CertificateMissing));
+    let told = world.ask(&on(Some("db"), "db.a"));
+    assert_eq!((told.refused, told.sni.as_deref()), (None, None));
+    assert!(told.assumed.contains(&Assumed::SniUnread));
+    let asked = on(Some("web"), "one.a");
+    let error = explain(
+        &world.snapshot,
+        &world.shares,
+        &world.fleet,
+        &asked,
+        beside(7),
+    );
+    let said = "listener `web` carries one http route and reads no TLS: ask without an SNI, or of another listener";
+    assert_eq!(error.unwrap_err().to_string(), said);
+}
+
+/// A service with mirrors of these shares, to a cluster of its own.
+fn mirrored(shares: &[f64], of: Service) -> Snapshot {
+    let mirrors = shares.iter().map(|share| Mirror {
+        route: "a/canary".into(),
+        to: ClusterIx(1),
+        host: "canary.a".into(),
+        share: *share,
+        timeout: Duration::from_secs(2),
+        body_bytes_max: 1024,
+        in_flight_max: 64,
+        compare: false,
+        position: None,
+    });
+    let mut snapshot = snapshot(vec![Service {
+        mirrors: mirrors.collect(),
+        ..allowing(vec![Rule::default()], of)
+    }]);
+    let two = [cluster(&[&["e0"]]), cluster(&[&["c0"], &["c1"]])];
+    let refusing = two.map(|mut cluster| {
+        let policy = Arc::make_mut(&mut cluster.policy);
+        (policy.failover.too_few, policy.passive.keep_at_least) = (TooFew::Fail, 0);
+        policy.passive.max_ejected = 1.0;
+        Arc::new(cluster)
+    });
+    snapshot.clusters = refusing.into_iter().collect();
+    snapshot
+}
+
+#[test]
+fn each_mirror_is_told_with_what_it_makes_of_it_and_where_its_copy_goes() {
+    let mut world = World::of(mirrored(&[1.0, 0.0], service("a/one", "one.a", 80)));
+    let terms = Copying::Copy(Terms {
+        within: Duration::from_secs(2),
+        compared_bytes_max: None,
+    });
+    let [copied, skipped] = <[Copied; 2]>::try_from(world.ask(&question("one.a")).copies).unwrap();
+    assert_eq!((copied.mirror, copied.copying), (0, Some(terms)));
+    let to = copied.to.unwrap();
+    assert_eq!((to.cluster, to.attempts.len()), (ClusterIx(1), 1));
+    assert_eq!(to.attempts[0].level, 0);
+    let not_drawn = Copying::Skip(Skipped::NotDrawn);
+    assert_eq!((skipped.mirror, skipped.copying), (1, Some(not_drawn)));
+    // What is told is what is decided for the draw.
+    let told = |world: &World, asked: &Question| world.ask(asked).copies[0].copying;
+    let headers = |all: &[(&str, &str)]| Question {
+        headers: (all
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+        .collect(),
+        ..question("one.a")
+    };
+    let long = headers(&[("content-length", "1025")]);
+    assert_eq!(told(&world, &long), Some(Copying::Drop(Dropped::Body)));
+    let socket = headers(&[
+        ("connection", "keep-alive, Upgrade"),
+        ("upgrade", "websocket"),
+    ]);
+    assert_eq!(told(&world, &socket), Some(Copying::Skip(Skipped::Upgrade)));
+    let gateway = Question {
+        from: Some(id(GATEWAY)),
+        ..question("one.a")
+    };
+    assert_eq!(told(&world, &gateway), Some(Copying::Skip(Skipped::ByPeer)));
+    // Denied, and nowhere healthy: of a request the copy is on its way before.
+    world.fails("e0", Failure::Connect, 1);
+    let refused = world.ask(&question("one.a"));
+    assert_eq!(refused.refused, Some(Reason::NoHealthyEndpoint));
+    assert_eq!(refused.copies[0].copying, Some(terms));
+    world.fails("c0", Failure::Connect, 1);
+    let moved = world
+        .ask(&question("one.a"))
+        .copies
+        .swap_remove(0)
+        .to
+        .unwrap();
+    assert_eq!(moved.attempts[0].level, 1);
+    world.fails("c1", Failure::Connect, 1);
+    let nowhere = Some(Copying::Drop(Dropped::Unreachable));
+    assert_eq!(told(&world, &question("one.a")), nowhere);
+    let mut denied = mirrored(&[1.0], service("a/one", "one.a", 80));
+    denied.services[0].policy.allow.clear();
+    let denied = World::of(denied).ask(&question("one.a"));
+    assert_eq!(denied.copies[0].copying, None);
+}
+
+#[test]
+fn a_connection_is_copied_once_it_is_carried_and_tried_at_each_endpoint_that_takes_bytes() {
+    let tcp = Service {
+        protocol: Protocol::Tcp,
+        ..service("a/one", "one.a", 80)
+    };
+    let mut world = World::of(mirrored(&[1.0], tcp));
+    let asked = Question {
+        from: Some(id("spiffe://west.example/cart")),
+        ..question("one.a")
+    };
+    let told = world.ask(&asked);
+    assert!(matches!(told.copies[0].copying, Some(Copying::Copy(_))));
+    let to = told.copies[0].to.as_ref().unwrap();
+    assert_eq!(to.attempts.len(), 2);
+    let mut own = Cluster::clone(&world.snapshot.clusters[1]);
+    for endpoint in &mut own.endpoints {
+        endpoint.tls = EndpointTls::Workload;
+    }
+    let mut speaking = world.snapshot.clone();
+    speaking.clusters = vec![Arc::clone(&speaking.clusters[0]), Arc::new(own)].into();
+    let nowhere = World::of(speaking).ask(&asked).copies[0].copying;
+    assert_eq!(nowhere, Some(Copying::Drop(Dropped::Unreachable)));
+    world.fails("e0", Failure::Connect, 1);
+    assert_eq!(world.ask(&asked).copies[0].copying, None);
+}
+
+#[test]
+fn sixteen_mirrors_are_told() {
+    let world = World::of(mirrored(&[1.0; 17], service("a/one", "one.a", 80)));
+    assert_eq!(world.ask(&question("one.a")).copies.len(), MIRRORS_MAX);
 }
 
 #[test]

@@ -625,6 +625,7 @@ impl Scenario {
         };
         let question = Question {
             host: authority.to_owned(),
+            sni: None,
             method: "GET".to_owned(),
             path: "/".to_owned(),
             headers: Vec::new(),

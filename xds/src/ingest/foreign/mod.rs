@@ -655,6 +655,7 @@ impl Maker<'_, '_, '_> {
                 body_bytes_max: COPY_BYTES_MAX,
                 in_flight_max: COPIES_MAX,
                 compare: false,
+                position: None,
             });
         }
         let kind = (Protocol::Http, Inbound::Terminate);

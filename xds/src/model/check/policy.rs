@@ -28,7 +28,7 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
     limits(check, has_http);
     let mirrors = &check.document.spec.mirror;
     for (at, spec) in mirrors.iter().enumerate() {
-        mirror(model, check, spec, &format!("spec.mirror[{at}]"));
+        mirror(model, check, &spec.value, &format!("spec.mirror[{at}]"));
     }
 }
 

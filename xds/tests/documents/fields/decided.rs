@@ -378,7 +378,7 @@ impl World {
         for draw in 0..8 {
             said.push_str(match copying(mirror, 0, &original, in_flight, draw) {
                 Copying::Copy(_) => "c",
-                Copying::Skip => "-",
+                Copying::Skip(_) => "-",
                 Copying::Drop(dropped) => &dropped.label()[..1],
             });
         }
@@ -401,7 +401,7 @@ impl World {
                 let compared = terms.compared_bytes_max.unwrap_or(0);
                 format!("{:?}, {compared} bytes compared", terms.within)
             }
-            other @ (Copying::Skip | Copying::Drop(_)) => format!("{other:?}"),
+            other @ (Copying::Skip(_) | Copying::Drop(_)) => format!("{other:?}"),
         }
     }
 
