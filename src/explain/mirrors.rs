@@ -64,18 +64,18 @@ fn copied_to(mirror: &Value) -> Option<String> {
     } else {
         levels.join("; ")
     };
-    let target = match field(mirror, "target") {
-        Value::Null => ", which is no route that is known here".to_owned(),
-        target => {
-            let exported = list(field(target, "exported_to")).iter().map(word);
-            let exported: Vec<&str> = exported.collect();
-            let exported = match exported.as_slice() {
-                [] => "exported to nobody".to_owned(),
-                ["*"] => "exported to all peers".to_owned(),
-                peers => format!("exported to {}", peers.join(", ")),
-            };
-            format!("; {} is {exported}", word(field(target, "written")))
-        }
+    let target = field(mirror, "target");
+    let target = if target.is_null() {
+        ", which is no route that is known here".to_owned()
+    } else {
+        let exported = list(field(target, "exported_to")).iter().map(word);
+        let exported: Vec<&str> = exported.collect();
+        let exported = match exported.as_slice() {
+            [] => "exported to nobody".to_owned(),
+            ["*"] => "exported to all peers".to_owned(),
+            peers => format!("exported to {}", peers.join(", ")),
+        };
+        format!("; {} is {exported}", word(field(target, "written")))
     };
     let this = match list(field(mirror, "attempts")).first() {
         Some(first) => format!(
