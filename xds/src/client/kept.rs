@@ -65,11 +65,8 @@ pub enum Keep {
 pub struct More {
     given: Given,
     /// Nothing: there is no such resource any more.
-    changes: BTreeMap<Key, Option<Versioned>>,
+    changes: BTreeMap<Key, Option<(Arc<str>, Arc<Body>)>>,
 }
-
-/// A resource, and its version.
-type Versioned = (Arc<str>, Arc<Body>);
 
 /// What was written, as far as who says what is to be can know.
 #[derive(Debug, Default)]
