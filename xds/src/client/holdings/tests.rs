@@ -953,15 +953,9 @@ spec: { cluster: west, locality: us/us-1, gateways: ["192.0.2.7:15443"], spiffeI
     );
 }
 
-/// What broke: one listener that was refused had all of ten thousand services looked at with each change.
-#[test]
-fn a_change_of_endpoints_costs_nothing_of_what_is_refused_either() {
-    let with = |of: BTreeMap<Key, Any>| {
-        let mut all = apart(of);
-        all.extend(strangers("10.0.9.1"));
-        all
-    };
-    let base = with(compiled(&[GATEWAY, ORDERS, CART]));
+/// What may be refused, or waits; what is said of it then, and how many of three changes of others' endpoints are
+/// looked at alone after it.
+fn refusals(base: &BTreeMap<Key, Any>) -> [(&'static str, Vec<(Key, Change)>, usize); 9] {
     let more = ORDERS.replace("name: orders", "name: more");
     let more = apart(compiled(&[GATEWAY, ORDERS, CART, &more]));
     let mirrored = ORDERS.replace("allow:", "mirror: [{ route: shop/cart }], allow:");
@@ -999,8 +993,7 @@ fn a_change_of_endpoints_costs_nothing_of_what_is_refused_either() {
         };
         bad.virtual_hosts[0].routes[0].action = Some(route::route::Action::Route(action));
     });
-    // What is refused, and how many of three changes of endpoints are looked at alone.
-    let cases: [(&str, Vec<(Key, Change)>, usize); 9] = [
+    [
         (
             "Listener bare: address",
             vec![put(Listener, "bare", "1", &bare)],
@@ -1024,8 +1017,15 @@ fn a_change_of_endpoints_costs_nothing_of_what_is_refused_either() {
         ("nothing would be left", removed(Listener), 3),
         // It is not refused, and waits to go.
         ("", removed(Routes), 3),
-    ];
-    for (expected, changes, alone) in cases {
+    ]
+}
+
+/// What broke: one listener that was refused had all of ten thousand services looked at with each change.
+#[test]
+fn a_change_of_endpoints_costs_nothing_of_what_is_refused_either() {
+    let mut base = apart(compiled(&[GATEWAY, ORDERS, CART]));
+    base.extend(strangers("10.0.9.1"));
+    for (expected, changes, alone) in refusals(&base) {
         let mut given = Given::new();
         assert_eq!(given.give(all_known(puts(&base, &Kind::ALL, "1"))), NOTHING);
         let refused = given.give(all_known(changes)).join("\n");
