@@ -20,6 +20,10 @@ type Happened = (Event, Time, f64);
 
 /// What follows, in the order in which it happened.
 #[derive(Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all of them are the large one"
+)]
 pub(super) enum Turn {
     Act(Action),
     /// Who drives the client knew it before the session did.

@@ -469,7 +469,7 @@ impl Client {
     fn lost(&mut self, why: String, ended: Ended, draw: fn() -> f64) {
         self.stream = Stream::None;
         let is_told = ended != Ended::Unimplemented;
-        let told = is_told.then(|| Told::Lost(self.server, why));
+        let told = is_told.then_some(Told::Lost(self.server, why));
         self.handle_told(told, Event::Closed(ended), draw);
     }
 
