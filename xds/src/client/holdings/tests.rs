@@ -879,9 +879,11 @@ fn raw() -> (Key, Change) {
 fn strangers(address: &str) -> BTreeMap<Key, Any> {
     let all = strange("a").into_iter().chain([raw()]);
     let mut all: BTreeMap<Key, Any> = all
-        .map(|(key, change)| match change {
-            Change::Put(resource) => (key, resource.body.to_any()),
-            other => panic!("{other:?}"),
+        .map(|(key, change)| {
+            let Change::Put(resource) = change else {
+                panic!("{change:?}");
+            };
+            (key, resource.body.to_any())
         })
         .collect();
     let Change::Put(endpoints) = strange_endpoints("a").1 else {
@@ -953,9 +955,12 @@ spec: { cluster: west, locality: us/us-1, gateways: ["192.0.2.7:15443"], spiffeI
     );
 }
 
-/// What may be refused, or waits; what is said of it then, and how many of three changes of others' endpoints are
-/// looked at alone after it.
-fn refusals(base: &BTreeMap<Key, Any>) -> [(&'static str, Vec<(Key, Change)>, usize); 9] {
+/// What is said of what is refused, that, and how many of three changes of others' endpoints are looked at alone
+/// after it.
+type Refused = (&'static str, Vec<(Key, Change)>, usize);
+
+/// What may be refused, or waits.
+fn refusals(base: &BTreeMap<Key, Any>) -> [Refused; 9] {
     let more = ORDERS.replace("name: orders", "name: more");
     let more = apart(compiled(&[GATEWAY, ORDERS, CART, &more]));
     let mirrored = ORDERS.replace("allow:", "mirror: [{ route: shop/cart }], allow:");
