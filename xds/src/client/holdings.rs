@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! put ------> next --it fits what is there--> good: it serves
-//!               |  `--refused: a fault, kept aside; tried again whenever something changes
+//!               |  `--refused: a fault, kept aside; tried again whenever something changes that it may depend on
 //!               `--what it refers to has not come yet: it waits, and the good one serves (P31)
 //! removed --> good serves on while something that serves refers to it (P30), or nothing else would
 //! ```
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use zeugma_core::snapshot::Node;
 
-use self::alone::Alone;
+use self::alone::{Alone, Held};
 use crate::body::Body;
 use crate::ingest::{Blamed, Packed, Served, check};
 use crate::parallel;
@@ -42,6 +42,7 @@ pub enum OnEmpty {
 }
 
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(test, derive(PartialEq))]
 struct Entry {
     good: Option<Resource>,
     next: Option<Next>,
@@ -61,6 +62,7 @@ enum Next {
 
 /// All that came, for one gateway.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Holdings {
     node: Node,
     on_empty: OnEmpty,
@@ -80,13 +82,37 @@ pub(crate) struct Holdings {
 #[derive(Debug)]
 pub(crate) struct Draft {
     pub(crate) served: Served,
-    /// Nothing but endpoints and clusters in their places has changed.
-    is_alone: bool,
+    /// How all was looked at; nothing where but endpoints and clusters in their places has changed.
+    look: Option<Look>,
     /// Those of which the good one, or none, serves in place of the next.
     left_out: BTreeSet<Key>,
     /// Those of them that wait for what they refer to.
     warming: BTreeSet<Key>,
     faults: BTreeMap<Key, String>,
+}
+
+/// How it was found what does not serve.
+#[derive(Debug)]
+struct Look {
+    /// Nothing had been left out before.
+    is_of_all: bool,
+    /// By what something was left out, at the most.
+    by: By,
+    /// What was to go stayed, for nothing would have been left.
+    is_guarded: bool,
+    /// All that was said to be wrong on the way.
+    blamed: BTreeSet<Key>,
+}
+
+/// By what something is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum By {
+    /// It is blamed, or missed.
+    Blame,
+    /// It was aside before, and something else is blamed.
+    Aside,
+    /// It is new, and something else is blamed.
+    New,
 }
 
 /// The resources that a name may stand for.
@@ -184,7 +210,10 @@ impl Holdings {
     pub(crate) fn take(&mut self, update: Update) -> BTreeMap<Key, String> {
         let mut faults = BTreeMap::new();
         let before = self.entries.len();
-        self.known.extend(update.known);
+        if !update.known.is_subset(&self.known) {
+            self.alone.is_more();
+            self.known.extend(update.known);
+        }
         let changes = update.changes.into_iter().collect();
         let checked = parallel::map(changes, |(key, change): (Key, Change)| {
             let wrong = match &change {
@@ -233,16 +262,10 @@ impl Holdings {
         faults: BTreeMap<Key, String>,
         left_out: BTreeSet<Key>,
     ) -> Result<Draft, Vec<Blamed>> {
-        if let Some(served) = self.with_those_alone(&faults, &left_out) {
-            return Ok(Draft {
-                served,
-                is_alone: true,
-                left_out,
-                warming: BTreeSet::new(),
-                faults,
-            });
+        match self.with_those_alone(&faults, &left_out) {
+            Some(draft) => Ok(draft),
+            None => self.draft_of_all(faults, left_out),
         }
-        self.draft_of_all(faults, left_out)
     }
 
     fn draft_of_all(
@@ -250,7 +273,12 @@ impl Holdings {
         mut faults: BTreeMap<Key, String>,
         mut left_out: BTreeSet<Key>,
     ) -> Result<Draft, Vec<Blamed>> {
-        let mut is_guarded = false;
+        let mut look = Look {
+            is_of_all: left_out.is_empty(),
+            by: By::Blame,
+            is_guarded: false,
+            blamed: BTreeSet::new(),
+        };
         for round in 0.. {
             let View {
                 packed,
@@ -264,9 +292,15 @@ impl Holdings {
                     let is_waiting = is_waiting || !self.known.contains(&Kind::Cluster);
                     let is_last = round >= ROUNDS_MAX;
                     let blamed = errors.0;
-                    if !self.leave_out(&blamed, is_last, is_waiting, (&mut left_out, &mut faults)) {
+                    let names = blamed
+                        .iter()
+                        .map(|one| (one.kind, one.name.as_str().into()));
+                    look.blamed.extend(names);
+                    let more = (&mut left_out, &mut faults);
+                    let Some(by) = self.leave_out(&blamed, is_last, is_waiting, more) else {
                         return Err(blamed);
-                    }
+                    };
+                    look.by = look.by.max(by);
                     continue;
                 }
             };
@@ -274,8 +308,8 @@ impl Holdings {
                 !served.snapshot.listeners.is_empty(),
                 !served.snapshot.services.is_empty(),
             ];
-            if self.would_empty(serves) && !is_guarded {
-                is_guarded = true;
+            if self.would_empty(serves) && !look.is_guarded {
+                look.is_guarded = true;
                 let removed = self.removed(&left_out);
                 let why =
                     "nothing would be left, so it stays; `controlPlane.onEmpty: apply` lets it go";
@@ -290,7 +324,7 @@ impl Holdings {
             served.share(self.alone.served());
             return Ok(Draft {
                 served,
-                is_alone: false,
+                look: Some(look),
                 left_out,
                 warming,
                 faults,
@@ -315,16 +349,21 @@ impl Holdings {
 
     /// A draft serves.
     pub(crate) fn commit(&mut self, draft: &Draft) -> Verdict {
-        if draft.is_alone {
+        let Some(look) = &draft.look else {
             self.commit_those_alone(&draft.served);
-            return Verdict::default();
-        }
+            return Verdict {
+                refused: self.refused(draft),
+                ..Verdict::default()
+            };
+        };
         let mut verdict = Verdict::default();
         let snapshot = &draft.served.snapshot;
-        self.serves = [
+        let serves = [
             !snapshot.listeners.is_empty(),
             !snapshot.services.is_empty(),
         ];
+        let served = std::mem::replace(&mut self.serves, serves);
+        let mut is_more_aside = false;
         let used = self.view(&draft.left_out).used;
         for (key, entry) in &mut self.entries {
             let is_faulty = draft.faults.contains_key(key);
@@ -334,6 +373,7 @@ impl Holdings {
                 !is_seen || draft.left_out.contains(key) || draft.warming.contains(key);
             match entry.next.take() {
                 Some(Next::Put(resource)) if is_left_out => {
+                    is_more_aside |= is_faulty && !entry.is_aside;
                     entry.is_aside |= is_faulty;
                     entry.next = Some(Next::Put(resource));
                 }
@@ -348,6 +388,7 @@ impl Holdings {
                 // Its server is told that it stays; it goes when something else is there.
                 Some(Next::Removed) if is_faulty => {
                     entry.is_absent = false;
+                    is_more_aside |= !entry.is_aside;
                     entry.is_aside = true;
                     entry.next = Some(Next::Removed);
                 }
@@ -365,10 +406,21 @@ impl Holdings {
                 None => {}
             }
         }
-        let faults = draft.faults.iter();
-        verdict.refused = faults.map(|(key, why)| self.refusal(key, why)).collect();
+        verdict.refused = self.refused(draft);
         self.forget();
-        self.look_at_all(Some(draft.served.clone()));
+        let is_lasting = look.is_of_all
+            && match look.by {
+                By::Blame => true,
+                By::Aside => !is_more_aside,
+                By::New => false,
+            }
+            && (!look.is_guarded || serves == served);
+        let held = if is_lasting {
+            self.held(draft, &look.blamed)
+        } else {
+            None
+        };
+        self.look_at_all(Some(draft.served.clone()), held);
         verdict
     }
 
@@ -383,8 +435,14 @@ impl Holdings {
         }
         self.forget();
         let served = self.alone.served().cloned();
-        self.look_at_all(served);
+        let is_all_good = self.entries.values().all(|entry| entry.next.is_none());
+        self.look_at_all(served, is_all_good.then(Held::default));
         verdict
+    }
+
+    fn refused(&self, draft: &Draft) -> BTreeMap<Key, Refusal> {
+        let faults = draft.faults.iter();
+        faults.map(|(key, why)| self.refusal(key, why)).collect()
     }
 
     fn refusal(&self, key: &Key, why: &str) -> (Key, Refusal) {
@@ -434,14 +492,14 @@ impl Holdings {
             .collect()
     }
 
-    /// Leaves out what is to blame; whether there was something.
+    /// Leaves out what is to blame, and says by what that is; nothing where there is none.
     fn leave_out(
         &self,
         blamed: &[Blamed],
         is_last: bool,
         is_waiting: bool,
         (left_out, faults): (&mut BTreeSet<Key>, &mut BTreeMap<Key, String>),
-    ) -> bool {
+    ) -> Option<By> {
         let before = left_out.len();
         for Blamed { kind, name, why } in blamed {
             let key = (*kind, Name::from(name.as_str()));
@@ -459,14 +517,14 @@ impl Holdings {
             }
         }
         if left_out.len() > before && !is_last {
-            return true;
+            return Some(By::Blame);
         }
         // Nothing new is at fault: something is missed that is to go.
         let removed = self.removed(left_out);
         let is_missed = !removed.is_empty();
         left_out.extend(removed);
         if is_missed && !is_last {
-            return true;
+            return Some(By::Blame);
         }
         let (kind, name, why) = (blamed.first()).map_or(("", "", ""), |one| {
             (one.kind.as_str(), &*one.name, &*one.why)
@@ -489,10 +547,10 @@ impl Holdings {
                 }
             }
             if left_out.len() > before {
-                return true;
+                return Some(if nth == 0 { By::Aside } else { By::New });
             }
         }
-        false
+        None
     }
 
     /// What a name stands for, if these are left out.

@@ -39,7 +39,7 @@ const ADDED_BYTES_MIN: usize = 64 << 10;
 #[derive(Debug, Clone)]
 pub struct Kept {
     given: Given,
-    resources: BTreeMap<Key, (Arc<str>, Arc<Body>)>,
+    resources: BTreeMap<Key, Versioned>,
 }
 
 /// When it came, in seconds since 1970, and which server gave it, as HTTP calls that; empty: nobody knows.
@@ -68,7 +68,7 @@ pub struct More {
     changes: BTreeMap<Key, Option<Versioned>>,
 }
 
-/// A resource, and its version.
+/// The version of a resource, and what came in it.
 type Versioned = (Arc<str>, Arc<Body>);
 
 /// What was written, as far as who says what is to be can know.
@@ -118,13 +118,13 @@ impl Keep {
     }
 }
 
-fn kept(resource: &Resource) -> (Arc<str>, Arc<Body>) {
+fn kept(resource: &Resource) -> Versioned {
     let version = resource.version.clone().unwrap_or_default();
     (version, Arc::clone(&resource.body))
 }
 
 /// About what a resource takes.
-fn len_of((_, name): &Key, resource: Option<&(Arc<str>, Arc<Body>)>) -> usize {
+fn len_of((_, name): &Key, resource: Option<&Versioned>) -> usize {
     let resource = resource.map_or(0, |(version, body)| version.len() + body.len());
     name.len() + resource
 }
@@ -154,7 +154,7 @@ impl More {
 /// A part of a file.
 fn part<'a>(
     given: &Given,
-    resources: impl ExactSizeIterator<Item = (&'a Key, Option<&'a (Arc<str>, Arc<Body>)>)>,
+    resources: impl ExactSizeIterator<Item = (&'a Key, Option<&'a Versioned>)>,
 ) -> Vec<u8> {
     let mut to = Writer::default();
     to.number(given.at);

@@ -33,7 +33,7 @@ pub use self::holdings::OnEmpty;
 use self::holdings::{Draft, Holdings, Key};
 use self::kept::{Given, Written};
 pub use self::kept::{Keep, Kept, More};
-use self::lent::{Failed, Lent};
+use self::lent::{Failed, Lent, Turn};
 use self::pace::Pace;
 use self::stream::{Came, Stream};
 use crate::compile::ResourceList;
@@ -155,8 +155,8 @@ pub struct Client {
     stream: Stream,
     pace: Pace,
     server: usize,
-    /// To be done.
-    actions: VecDeque<Action>,
+    /// To be done, or told.
+    turns: VecDeque<Turn>,
     told: VecDeque<Told>,
     judging: Option<JoinHandle<Judged>>,
     /// The update that is judged or offered.
@@ -216,7 +216,7 @@ impl Client {
             stream: Stream::None,
             pace: Pace::new(Instant::now()),
             server: 0,
-            actions: VecDeque::new(),
+            turns: VecDeque::new(),
             told: VecDeque::new(),
             judging: None,
             under_way: BTreeSet::new(),
@@ -267,9 +267,14 @@ impl Client {
             if let Some(told) = self.told.pop_front() {
                 return Asked::Tell(told);
             }
-            if let Some(action) = self.actions.pop_front() {
-                if let Some(asked) = self.act(action, draw) {
-                    return asked;
+            if let Some(turn) = self.turns.pop_front() {
+                match turn {
+                    Turn::Tell(told) => return Asked::Tell(told),
+                    Turn::Act(action) => {
+                        if let Some(asked) = self.act(action, draw) {
+                            return asked;
+                        }
+                    }
                 }
                 continue;
             }
@@ -302,11 +307,11 @@ impl Client {
             let event = tokio::select! {
                 back = self.session.back() => {
                     match back {
-                        Ok(actions) => self.actions.extend(actions),
+                        Ok(turns) => self.turns.extend(turns),
                         // That its stream has ended is among what happened meanwhile.
                         Err(Failed) if matches!(self.stream, Stream::None) => {
-                            let actions = self.session.go_on();
-                            self.actions.extend(actions);
+                            let turns = self.session.go_on();
+                            self.turns.extend(turns);
                         }
                         Err(Failed) => self.lost(DEFECT.to_owned(), Ended::Otherwise, draw),
                     }
@@ -319,9 +324,20 @@ impl Client {
                     }
                     continue;
                 }
-                came = came => match self.take(came) {
-                    Some(event) => event,
-                    None => continue,
+                came = came => match came {
+                    Came::Ended(ended, why) => {
+                        self.lost(why, ended, draw);
+                        continue;
+                    }
+                    Came::Opened => Event::Opened,
+                    Came::Delta(response) => {
+                        self.pace.take(Instant::now());
+                        Event::Delta(response)
+                    }
+                    Came::Full(response) => {
+                        self.pace.take(Instant::now());
+                        Event::Full(response)
+                    }
                 },
                 () = wake => Event::Tick,
             };
@@ -436,39 +452,40 @@ impl Client {
     }
 
     fn handle(&mut self, event: Event, draw: fn() -> f64) {
+        self.handle_told(None, event, draw);
+    }
+
+    /// The same, of which this is told first.
+    fn handle_told(&mut self, told: Option<Told>, event: Event, draw: fn() -> f64) {
         let about = match event {
             Event::Applied(_) => std::mem::take(&mut self.under_way).len(),
             Event::Opened | Event::Closed(_) | Event::Delta(_) | Event::Full(_) | Event::Tick => 0,
         };
         let happened = (event, self.now(), draw());
-        let actions = self.session.handle(happened, about);
-        self.actions.extend(actions);
+        let turns = self.session.handle(told, happened, about);
+        self.turns.extend(turns);
     }
 
     fn lost(&mut self, why: String, ended: Ended, draw: fn() -> f64) {
         self.stream = Stream::None;
-        if ended != Ended::Unimplemented {
-            self.told.push_back(Told::Lost(self.server, why));
-        }
-        self.handle(Event::Closed(ended), draw);
+        let is_told = ended != Ended::Unimplemented;
+        let told = is_told.then_some(Told::Lost(self.server, why));
+        self.handle_told(told, Event::Closed(ended), draw);
     }
 
-    fn take(&mut self, came: Came) -> Option<Event> {
-        if matches!(came, Came::Delta(_) | Came::Full(_)) {
-            self.pace.take(Instant::now());
+    /// Refuses what the session handed on and nobody was given, for it failed behind that: nothing else would ever
+    /// be handed on. What serves is held, and the server that is asked next sends the rest.
+    fn recover(&mut self, draw: fn() -> f64) {
+        let is_given = |turn: &Turn| matches!(turn, Turn::Act(Action::Apply(_)));
+        if self.judging.is_some() || self.draft.is_some() || self.turns.iter().any(is_given) {
+            return;
         }
-        Some(match came {
-            Came::Opened => Event::Opened,
-            Came::Delta(response) => Event::Delta(response),
-            Came::Full(response) => Event::Full(response),
-            Came::Ended(ended, why) => {
-                self.stream = Stream::None;
-                if ended != Ended::Unimplemented {
-                    self.told.push_back(Told::Lost(self.server, why));
-                }
-                Event::Closed(ended)
-            }
-        })
+        if let Some(undone) = self.session.undone()
+            && let Some(holdings) = self.holdings.take()
+        {
+            self.under_way = undone;
+            self.refuse_all(holdings, UNJUDGED, draw);
+        }
     }
 
     fn act(&mut self, action: Action, draw: fn() -> f64) -> Option<Asked> {
@@ -476,6 +493,7 @@ impl Client {
             Action::Open(server, protocol) => {
                 self.server = server;
                 self.stream = Stream::Dialling(protocol);
+                self.recover(draw);
                 return Some(Asked::Dial(server));
             }
             Action::Close(why) => {
@@ -534,11 +552,7 @@ impl Client {
         let (holdings, draft) = judged?;
         match draft {
             None => {
-                self.refuse_all(
-                    holdings,
-                    "a defect of the gateway keeps it from being judged",
-                    draw,
-                );
+                self.refuse_all(holdings, UNJUDGED, draw);
                 None
             }
             Some(Ok(draft)) => {
@@ -599,6 +613,8 @@ impl Client {
 const UNREAD: &str = "it does not read what is said to it";
 /// ... and one that said what cannot be taken.
 const DEFECT: &str = "a defect of the gateway keeps it from taking what came";
+/// Why something is refused that is not known to be wrong.
+const UNJUDGED: &str = "a defect of the gateway keeps it from being judged";
 
 fn seen((kind, name): Key, change: &Change) -> Seen {
     let resource = match change {

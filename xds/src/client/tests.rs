@@ -1,5 +1,6 @@
 //! A client over bytes, against a server of tonic's that says what a test has it say.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -164,6 +165,12 @@ impl World {
     }
 }
 
+/// The versions that a first request says are there, by name.
+fn versions_said(request: DeltaDiscoveryRequest) -> Vec<(String, String)> {
+    let said: BTreeMap<_, _> = request.initial_resource_versions.into_iter().collect();
+    said.into_iter().collect()
+}
+
 fn response(kind: Kind, nonce: &str, resources: &[(&str, &str, Any)]) -> DeltaDiscoveryResponse {
     let resources = resources.iter().map(|(name, version, any)| Resource {
         name: (*name).to_owned(),
@@ -256,8 +263,7 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
     let (mut requests, _say) = world.stream().await;
     world.meanwhile(requests.next()).await.unwrap().unwrap();
     let second = world.meanwhile(requests.next()).await.unwrap().unwrap();
-    let mut has: Vec<_> = second.initial_resource_versions.into_iter().collect();
-    has.sort();
+    let has = versions_said(second);
     assert_eq!(
         has,
         [("mesh", "7"), ("more", "7")].map(|(a, b)| (a.to_owned(), b.to_owned()))
@@ -471,6 +477,66 @@ async fn a_large_response_is_published_and_acknowledged_like_any_other() {
     assert_eq!(last.listeners.len(), 600);
 }
 
+/// What broke: who drives the client was told first that its server was lost.
+#[tokio::test]
+async fn what_ends_while_much_is_taken_is_told_after_what_came_before() {
+    let mut world = World::new(8 << 20);
+    let (_requests, _say) = world.stream().await;
+    let all: Vec<_> = (1..=600).map(|port| (format!("l{port}"), port)).collect();
+    let all: Vec<_> = (all.iter())
+        .map(|(name, port)| (&**name, "1", bare(name, *port)))
+        .collect();
+    let much = Event::Delta(response(Kind::Listener, "n1", &all));
+    world.client.handle(much, no_draw);
+    assert!(world.client.session.at_hand().is_none());
+    world.client.cut("it is not believed".to_owned(), no_draw);
+    // Nor does it overtake what is to be told next.
+    let is_lost = |told: &Told| matches!(told, Told::Lost(..));
+    world.drive(|world| world.told.iter().any(is_lost)).await;
+    let why = "it is not believed".to_owned();
+    assert_eq!(world.told, [Told::Connected(0), Told::Lost(0, why)]);
+    let (_requests, say) = world.stream().await;
+    let strange = DeltaDiscoveryResponse {
+        type_url: "type.googleapis.com/no.Such".to_owned(),
+        nonce: "n".to_owned(),
+        ..Default::default()
+    };
+    say.send(Ok(strange)).await.unwrap();
+    world.drive(|world| !world.client.turns.is_empty()).await;
+    world.client.cut("again".to_owned(), no_draw);
+    let again = Told::Lost(0, "again".to_owned());
+    world.drive(|world| world.told.contains(&again)).await;
+    let nth = |one: &Told| world.told.iter().rposition(|told| told == one);
+    assert!(nth(&Told::Connected(0)) < nth(&again), "{:?}", world.told);
+}
+
+/// What broke: what the session had handed on was nobody's then, and nothing else was ever handed on.
+#[tokio::test]
+async fn after_a_failure_of_the_session_the_next_stream_brings_what_was_lost() {
+    let mut world = World::new(1 << 20);
+    let (_requests, _say) = world.stream().await;
+    let mesh = [("mesh", "1", bare("mesh", 1))];
+    let came = Event::Delta(response(Kind::Listener, "n1", &mesh));
+    let now = world.client.now();
+    world.client.session.fail_at((came, now, 0.0));
+    let (mut requests, say) = world.stream().await;
+    let lost = Told::Lost(0, DEFECT.to_owned());
+    assert!(world.told.contains(&lost), "{:?}", world.told);
+    world.meanwhile(requests.next()).await.unwrap().unwrap();
+    let second = world.meanwhile(requests.next()).await.unwrap().unwrap();
+    assert_eq!(versions_said(second), []);
+    say.send(Ok(response(Kind::Cluster, "n2", &[])))
+        .await
+        .unwrap();
+    say.send(Ok(response(Kind::Listener, "n3", &mesh)))
+        .await
+        .unwrap();
+    world
+        .drive(|world| world.published.len() == 1 && world.client.is_confirmed())
+        .await;
+    assert_eq!(world.published[0].listeners.len(), 1);
+}
+
 #[tokio::test]
 async fn p51_a_message_over_the_limit_ends_the_stream_and_one_below_it_does_not() {
     let mut world = World::new(64 << 10);
@@ -664,8 +730,7 @@ async fn what_another_control_plane_gave_is_its_own_until_nothing_of_it_serves()
     let (mut requests, say) = world.stream().await;
     world.meanwhile(requests.next()).await.unwrap().unwrap();
     let second = world.meanwhile(requests.next()).await.unwrap().unwrap();
-    let mut has: Vec<_> = second.initial_resource_versions.into_iter().collect();
-    has.sort();
+    let has = versions_said(second);
     assert_eq!(
         has,
         ["mesh", "more"].map(|name| (name.to_owned(), String::new()))

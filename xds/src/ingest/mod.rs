@@ -19,7 +19,7 @@ use zeugma_core::snapshot::{
 };
 
 pub(crate) use self::listeners::{ReadChain, ReadHost};
-pub(crate) use self::packed::{Packed, check};
+pub(crate) use self::packed::{Packed, check, may_be_peer};
 pub(crate) use self::served::{Changed, Served};
 use crate::error::{Code, Finding, Findings};
 use crate::meta::{AnyClusterMeta, ServiceMeta};

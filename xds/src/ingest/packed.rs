@@ -97,12 +97,13 @@ impl Packed<'_> {
                 ingest.listener(name, &listener, chains);
             }
         }
-        strange.ingest(&mut ingest);
+        let ways = strange.ingest(&mut ingest);
         let (snapshot, versions) = ingest.end_with_versions()?;
         Ok(Served {
             snapshot,
             resources: list,
             versions,
+            ways: ways.into(),
         })
     }
 }
@@ -113,9 +114,8 @@ const PEER: &[u8] = b"\x1a\x04peer";
 impl<'a> Packed<'a> {
     /// The clusters of peers, and all others, which may refer to these.
     fn peers_and_others(&self) -> [Vec<(&'a str, &'a Body)>; 2] {
-        let may_be = |any: &Any| any.value.windows(PEER.len()).any(|bytes| bytes == PEER);
         let clusters = parallel::map(self.clusters.clone(), |(name, body)| {
-            let is_peer = may_be(&body.to_any())
+            let is_peer = may_be_peer(body)
                 && matches!(
                     decoded(body, |_| None),
                     Ok((Some(AnyClusterMeta::Peer(_)), _))
@@ -126,6 +126,12 @@ impl<'a> Packed<'a> {
             clusters.into_iter().partition(|(is_peer, _)| *is_peer);
         [peers, others].map(|all| all.into_iter().map(|(_, one)| one).collect())
     }
+}
+
+/// Whether a cluster may be a peer's: few others are said to be.
+pub(crate) fn may_be_peer(body: &Body) -> bool {
+    let bytes = body.to_any().value;
+    bytes.windows(PEER.len()).any(|bytes| bytes == PEER)
 }
 
 /// A cluster with the endpoints in it that it names.

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use zeugma_core::identity::TrustDomain;
 use zeugma_core::snapshot::{Cluster, PeerIx, Snapshot};
 
+use super::foreign::{self, Template, Ways};
 use super::packed::decoded;
 use super::{Names, ReadCluster, ReadKind};
 use crate::body::Body;
@@ -17,6 +19,7 @@ pub(crate) struct Served {
     pub(crate) snapshot: Snapshot,
     pub(crate) resources: ResourceList,
     pub(super) versions: Versions,
+    pub(super) ways: Arc<Ways>,
 }
 
 /// A cluster that another one of its name takes the place of, or that has other endpoints.
@@ -27,6 +30,13 @@ pub(crate) struct Changed<'a> {
     pub(crate) now: &'a Body,
     /// Those that it names, where it has none in itself.
     pub(crate) endpoints: Option<&'a Body>,
+    pub(crate) endpoints_before: Option<&'a Body>,
+}
+
+/// What is read of a cluster that changed.
+enum Read {
+    Ours(Box<Cluster>),
+    Strange(Box<Template>),
 }
 
 impl Served {
@@ -43,16 +53,23 @@ impl Served {
         let mut next = self.clone();
         let mut clusters = self.snapshot.clusters.to_vec();
         for changed in changed {
-            let built = changed.read(&names)?;
-            // They come in the order of their names.
-            let at = clusters.binary_search_by(|known| (*known.name).cmp(changed.name));
-            let (at, known) = at.ok().and_then(|at| Some((at, clusters.get_mut(at)?)))?;
+            let built = match changed.read(&names, &self.snapshot.node.trust_domain)? {
+                Read::Ours(built) => {
+                    // They come in the order of their names.
+                    let at = clusters.binary_search_by(|known| (*known.name).cmp(changed.name));
+                    vec![(at.ok()?, *built)]
+                }
+                Read::Strange(template) => self.ways.made(changed.name, &template)?,
+            };
             if changed.now.len() != changed.before.len() {
                 (next.resources).change('c', changed.now.len(), changed.name);
             }
-            if **known != built {
-                next.versions.set_cluster(at, &built);
-                *known = Arc::new(share_policy(built, known));
+            for (at, built) in built {
+                let known = clusters.get_mut(at)?;
+                if **known != built {
+                    next.versions.set_cluster(at, &built);
+                    *known = Arc::new(share_policy(built, known));
+                }
             }
         }
         next.snapshot.clusters = clusters.into();
@@ -79,7 +96,7 @@ impl Served {
 
 impl Changed<'_> {
     /// `None` where it is of use for more than its endpoints.
-    fn read(&self, names: &Names) -> Option<Cluster> {
+    fn read(&self, names: &Names, own: &TrustDomain) -> Option<Read> {
         let (meta, cluster) = decoded(self.now, |_| self.endpoints).ok()?;
         if !std::ptr::eq(self.before, self.now) {
             let (before, _) = decoded(self.before, |_| None).ok()?;
@@ -94,8 +111,14 @@ impl Changed<'_> {
                 return None;
             }
         }
-        match ReadCluster::read(&cluster, meta?, names).kind {
-            ReadKind::Traffic { built, .. } => built.ok(),
+        let Some(meta) = meta else {
+            let (_, before) = decoded(self.before, |_| self.endpoints_before).ok()?;
+            let read = |cluster| foreign::read_cluster(cluster, own).ok();
+            let (before, now) = (read(&before)?, read(&cluster)?);
+            return (before.is_for_the_same(&now)).then(|| Read::Strange(now.into()));
+        };
+        match ReadCluster::read(&cluster, meta, names).kind {
+            ReadKind::Traffic { built, .. } => built.ok().map(|built| Read::Ours(built.into())),
             ReadKind::Peer(_) => None,
         }
     }

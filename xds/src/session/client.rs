@@ -263,6 +263,20 @@ impl Session {
         out
     }
 
+    /// What was handed on and not judged yet: after a failure even what was not said to be.
+    pub(crate) fn under_way(&mut self) -> Option<BTreeSet<(Kind, Name)>> {
+        let applying = self.kinds.iter().flat_map(|(kind, of)| {
+            let names = of.applying();
+            names.map(|name| (*kind, Name::clone(name)))
+        });
+        let all: BTreeSet<_> = applying.collect();
+        if self.under_way.is_none() && all.is_empty() {
+            return None;
+        }
+        self.under_way = Some(all.iter().cloned().collect());
+        Some(all)
+    }
+
     /// When it wants [`Event::Tick`] at the latest.
     pub(crate) fn wake(&self) -> Option<Time> {
         let of_kinds = self.kinds.values().filter_map(OfKind::wake);

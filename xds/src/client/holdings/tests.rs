@@ -106,8 +106,10 @@ fn all_known(changes: Vec<(Key, Change)>) -> Update {
 struct Given {
     holdings: Holdings,
     snapshot: Option<Snapshot>,
-    /// How often only what changed was looked at.
+    /// How often only what changed was looked at ...
     alone: usize,
+    /// ... while something was refused, or waited.
+    beside: usize,
 }
 
 impl Given {
@@ -120,21 +122,36 @@ impl Given {
             holdings: Holdings::new(node(), on_empty),
             snapshot: None,
             alone: 0,
+            beside: 0,
         }
     }
 
     /// What is refused, a line each.
     fn give(&mut self, update: Update) -> Vec<String> {
+        let keys: Vec<Key> = update.changes.keys().cloned().collect();
         let faults = self.holdings.take(update);
         let whole = self.holdings.draft_of_all(faults.clone(), BTreeSet::new());
-        let draft = self.holdings.draft(faults, BTreeSet::new()).unwrap();
-        self.alone += usize::from(draft.is_alone);
-        let (served, whole) = (&draft.served, &whole.unwrap().served);
-        assert_eq!(served.snapshot, whole.snapshot, "as if all were looked at");
-        assert_eq!(served.resources, whole.resources);
+        let draft = self.holdings.draft(faults, BTreeSet::new());
+        let (Ok(whole), Ok(draft)) = (whole.as_ref(), draft) else {
+            assert!(whole.is_err(), "what can be drafted of all can be");
+            self.holdings.refuse(keys, "it does not fit");
+            return Vec::new();
+        };
+        let (served, all) = (&draft.served, &whole.served);
+        assert_eq!(served.snapshot, all.snapshot, "as if all were looked at");
+        assert_eq!(served.resources, all.resources);
         let version = Versions::of(&served.snapshot).whole();
         assert_eq!(served.snapshot.version, version);
+        let mut of_all = self.holdings.clone();
+        let expected = of_all.commit(whole);
         let verdict = self.holdings.commit(&draft);
+        assert_eq!(verdict, expected, "and of the same for the same");
+        assert_eq!(self.holdings.entries, of_all.entries);
+        assert_eq!(self.holdings.unkept, of_all.unkept);
+        if draft.look.is_none() {
+            self.alone += 1;
+            self.beside += usize::from(self.holdings.waiting() > 0 || !verdict.refused.is_empty());
+        }
         self.snapshot = Some(draft.served.snapshot);
         let refused = (verdict.refused.iter())
             .map(|((kind, name), refusal)| format!("{kind:?} {name}: {}", refusal.why));
@@ -745,7 +762,54 @@ fn apart(all: BTreeMap<Key, Any>) -> BTreeMap<Key, Any> {
     apart
 }
 
-/// What may come next: mostly what takes the place of something, of one or of several at once.
+/// A resource that is wrong by itself, or beside others.
+fn bad(rng: &mut fastrand::Rng, (kind, name): &Key, any: &Any) -> (Key, Change) {
+    let any = match kind {
+        Cluster => {
+            let mut bad: cluster::Cluster = pb::unpack(any).unwrap();
+            bad.lb_policy = 77;
+            pb::pack(&bad)
+        }
+        Endpoints => {
+            let mut bad: endpoint::ClusterLoadAssignment = pb::unpack(any).unwrap();
+            for group in &mut bad.endpoints {
+                for one in &mut group.lb_endpoints {
+                    one.host_identifier = None;
+                }
+            }
+            pb::pack(&bad)
+        }
+        Routes => {
+            let mut bad: route::RouteConfiguration = pb::unpack(any).unwrap();
+            match rng.u8(..3) {
+                0 => bad.virtual_hosts[0].routes.clear(),
+                1 => bad.virtual_hosts[0].name.push_str("-none"),
+                _ => {
+                    // Another one for the same.
+                    let mut twice = bad.virtual_hosts[0].clone();
+                    twice.name.push_str("-twice");
+                    bad.virtual_hosts.push(twice);
+                }
+            }
+            pb::pack(&bad)
+        }
+        Listener => {
+            let mut bad: listener::Listener = pb::unpack(any).unwrap();
+            if rng.bool() {
+                bad.address = None;
+            } else {
+                for chain in &mut bad.filter_chains {
+                    chain.name.push_str("-none");
+                }
+                bad.filter_chains.extend(bad.filter_chains.first().cloned());
+            }
+            pb::pack(&bad)
+        }
+    };
+    put(*kind, name, &rng.u16(..).to_string(), &any)
+}
+
+/// What may come next: of one or of several at once.
 fn changes(rng: &mut fastrand::Rng, worlds: &[BTreeMap<Key, Any>]) -> Vec<(Key, Change)> {
     let world = &worlds[rng.usize(..worlds.len())];
     let version = rng.u16(..).to_string();
@@ -762,11 +826,7 @@ fn changes(rng: &mut fastrand::Rng, worlds: &[BTreeMap<Key, Any>]) -> Vec<(Key, 
                 0 => Change::Removed,
                 1 => Change::Missing,
                 2 => Change::Withdrawn,
-                3 if key.0 == Cluster => {
-                    let mut bad: cluster::Cluster = pb::unpack(&world[key]).unwrap();
-                    bad.lb_policy = 77;
-                    return put(key.0, &key.1, &version, &pb::pack(&bad));
-                }
+                3..6 => return bad(rng, key, &world[key]),
                 _ => return put(key.0, &key.1, &version, &world[key]),
             };
             (key.clone(), change)
@@ -774,6 +834,75 @@ fn changes(rng: &mut fastrand::Rng, worlds: &[BTreeMap<Key, Any>]) -> Vec<(Key, 
         .collect()
 }
 
+/// Endpoints or clusters of which there may be others in their places; rarely one of them is wrong.
+fn in_their_places(rng: &mut fastrand::Rng, worlds: &[BTreeMap<Key, Any>]) -> Vec<(Key, Change)> {
+    let world = &worlds[rng.usize(..2)];
+    let of = |(kind, _): &&Key| matches!(kind, Cluster | Endpoints);
+    let mut some: Vec<&Key> = world.keys().filter(of).collect();
+    rng.shuffle(&mut some);
+    some.truncate(rng.usize(1..3));
+    let version = rng.u16(..).to_string();
+    some.into_iter()
+        .map(|key| match rng.u8(..16) {
+            0 => bad(rng, key, &world[key]),
+            _ => put(key.0, &key.1, &version, &world[key]),
+        })
+        .collect()
+}
+
+/// A stranger's listener that leads all that comes to the cluster `a`.
+fn raw() -> (Key, Change) {
+    let proxy = pb::tcp_proxy::TcpProxy {
+        stat_prefix: "raw".to_owned(),
+        cluster_specifier: Some(pb::tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(
+            "a".to_owned(),
+        )),
+        ..Default::default()
+    };
+    let filter = listener::Filter {
+        name: "tcp".to_owned(),
+        config_type: Some(listener::filter::ConfigType::TypedConfig(pb::pack(&proxy))),
+    };
+    let listener = listener::Listener {
+        name: "raw".to_owned(),
+        address: Some(pb::address("127.0.0.1", 15010)),
+        filter_chains: vec![listener::FilterChain {
+            filters: vec![filter],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    put(Listener, "raw", "1", &pb::pack(&listener))
+}
+
+/// All of strangers; the cluster `a` has its endpoint there.
+fn strangers(address: &str) -> BTreeMap<Key, Any> {
+    let all = strange("a").into_iter().chain([raw()]);
+    let mut all: BTreeMap<Key, Any> = all
+        .map(|(key, change)| {
+            let Change::Put(resource) = change else {
+                panic!("{change:?}");
+            };
+            (key, resource.body.to_any())
+        })
+        .collect();
+    let Change::Put(endpoints) = strange_endpoints("a").1 else {
+        panic!("there are some");
+    };
+    let mut assigned: endpoint::ClusterLoadAssignment =
+        pb::unpack(&endpoints.body.to_any()).unwrap();
+    let endpoint = endpoint::Endpoint {
+        address: Some(pb::address(address, 80)),
+        ..Default::default()
+    };
+    assigned.endpoints[0].lb_endpoints[0].host_identifier =
+        Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint));
+    all.insert((Endpoints, "a".into()), pb::pack(&assigned));
+    all
+}
+
+/// Refused are listeners, clusters, endpoints and routes: for themselves, for what they refer to, and for others that
+/// they do not fit.
 #[test]
 fn whatever_comes_what_changed_alone_is_worth_what_all_together_is() {
     let west = r#"
@@ -784,9 +913,12 @@ metadata: { name: west }
 spec: { cluster: west, locality: us/us-1, gateways: ["192.0.2.7:15443"], spiffeIDs: ["spiffe://west.example/gw"] }
 "#;
     let far = ORDERS.replace("1.1:80\"] }]", "1.1:80\"] }, { peer: west }]");
-    let worlds = [
+    // Both listeners have to say the same of it.
+    let mirrored = ORDERS.replace("allow:", "mirror: [{ route: shop/cart }], allow:");
+    let other = ORDERS.replace("1.1:80", "1.9:80");
+    let mut worlds = [
         compiled(&[GATEWAY, ORDERS, CART]),
-        compiled(&[GATEWAY, &ORDERS.replace("1.1:80", "1.9:80"), CART]),
+        compiled(&[GATEWAY, &other, CART]),
         compiled(&[
             GATEWAY,
             west,
@@ -794,25 +926,137 @@ spec: { cluster: west, locality: us/us-1, gateways: ["192.0.2.7:15443"], spiffeI
             &CART.replace("2.1:80\"", "2.1:80\", \"10.0.2.2:80\""),
         ]),
         compiled(&[GATEWAY, ORDERS]),
+        compiled(&[GATEWAY, &mirrored, CART]),
     ]
     .map(apart);
-    let mut alone = 0;
+    for (nth, world) in worlds.iter_mut().enumerate() {
+        let address = if nth == 1 { "10.0.9.2" } else { "10.0.9.1" };
+        world.extend(strangers(address));
+    }
+    let [mut alone, mut beside] = [0; 2];
     for seed in 0..20 {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let mut given = Given::on_empty(OnEmpty::Apply);
+        let on_empty = [OnEmpty::Apply, OnEmpty::Keep][usize::from(rng.bool())];
+        let mut given = Given::on_empty(on_empty);
         given.give(all_known(puts(&worlds[0], &Kind::ALL, "0")));
-        for step in 0..24 {
-            let changes = if step < 8 {
-                let some = puts(&worlds[rng.usize(..2)], &[Endpoints, Cluster], "1");
-                some.into_iter().filter(|_| rng.u8(..3) == 0).collect()
-            } else {
-                changes(&mut rng, &worlds)
+        for _ in 0..24 {
+            let changes = match rng.u8(..3) {
+                0 => changes(&mut rng, &worlds),
+                _ => in_their_places(&mut rng, &worlds),
             };
             given.give(all_known(changes));
         }
         alone += given.alone;
+        beside += given.beside;
     }
-    assert!(alone > 100, "{alone} of them");
+    assert!(
+        alone > 100 && beside > 50,
+        "{alone} of them, {beside} beside"
+    );
+}
+
+/// What is said of what is refused, that, and how many of three changes of others' endpoints are looked at alone
+/// after it.
+type Refused = (&'static str, Vec<(Key, Change)>, usize);
+
+/// What may be refused, or waits.
+fn refusals(base: &BTreeMap<Key, Any>) -> [Refused; 9] {
+    let more = ORDERS.replace("name: orders", "name: more");
+    let more = apart(compiled(&[GATEWAY, ORDERS, CART, &more]));
+    let mirrored = ORDERS.replace("allow:", "mirror: [{ route: shop/cart }], allow:");
+    let mirrored = compiled(&[GATEWAY, &mirrored, CART]);
+    let mut mirrored = puts(&mirrored, &[Routes], "2");
+    mirrored.truncate(1);
+    let bare = pb::pack(&listener::Listener {
+        name: "bare".to_owned(),
+        ..Default::default()
+    });
+    let mut rng = fastrand::Rng::with_seed(1);
+    let cart = |kind| {
+        let key = base.keys();
+        key.filter(move |key| key.0 == kind)
+            .find(|key| key.1.contains("outbound|shop/cart"))
+            .unwrap()
+    };
+    let [cluster, endpoints] = [Cluster, Endpoints].map(cart);
+    let removed = |kind: Kind| {
+        let all = base.keys().filter(move |key| key.0 == kind);
+        all.map(|key| (key.clone(), Change::Removed)).collect()
+    };
+    let routes = |change: &dyn Fn(&mut route::RouteConfiguration)| {
+        let mut bad = pb::unpack(&base[&(Routes, "r".into())]).unwrap();
+        change(&mut bad);
+        put(Routes, "r", "2", &pb::pack(&bad))
+    };
+    let twice = routes(&|bad| bad.virtual_hosts.extend(bad.virtual_hosts.first().cloned()));
+    let nowhere = routes(&|bad| {
+        let action = route::RouteAction {
+            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
+                "b".to_owned(),
+            )),
+            ..Default::default()
+        };
+        bad.virtual_hosts[0].routes[0].action = Some(route::route::Action::Route(action));
+    });
+    [
+        (
+            "Listener bare: address",
+            vec![put(Listener, "bare", "1", &bare)],
+            3,
+        ),
+        (
+            "Cluster outbound|shop/cart",
+            vec![bad(&mut rng, cluster, &base[cluster])],
+            3,
+        ),
+        (
+            "Endpoints ",
+            vec![bad(&mut rng, endpoints, &base[endpoints])],
+            3,
+        ),
+        // What is refused with it is known once it was looked at again.
+        ("no service `shop/more:80`", puts(&more, &[Routes], "2"), 2),
+        ("no cluster `b`", vec![nowhere], 3),
+        ("Routes r: ", vec![twice], 3),
+        ("differs between listeners", mirrored, 2),
+        ("nothing would be left", removed(Listener), 3),
+        // It is not refused, and waits to go.
+        ("", removed(Routes), 3),
+    ]
+}
+
+/// What broke: one listener that was refused had all of ten thousand services looked at with each change.
+#[test]
+fn a_change_of_endpoints_costs_nothing_of_what_is_refused_either() {
+    let mut base = apart(compiled(&[GATEWAY, ORDERS, CART]));
+    base.extend(strangers("10.0.9.1"));
+    for (expected, changes, alone) in refusals(&base) {
+        let mut given = Given::new();
+        assert_eq!(given.give(all_known(puts(&base, &Kind::ALL, "1"))), NOTHING);
+        let refused = given.give(all_known(changes)).join("\n");
+        assert!(refused.contains(expected), "{expected}: {refused}");
+        let before = given.alone;
+        for nth in 2..5 {
+            let orders = ORDERS.replace("1.1:80", &format!("1.{nth}:80"));
+            let mut next = apart(compiled(&[GATEWAY, &orders, CART]));
+            next.extend(strangers(&format!("10.0.9.{nth}")));
+            next.retain(|(kind, name), _| {
+                *kind == Endpoints && (&**name == "a" || name.contains("outbound|shop/orders"))
+            });
+            assert_eq!(next.len(), 2);
+            given.give(all_known(puts(&next, &[Endpoints], "2")));
+            let services = given.services().join("\n");
+            assert!(
+                services.contains(&format!("shop/orders 10.0.1.{nth}:80")),
+                "{services}"
+            );
+            assert!(
+                services.contains(&format!("strange/rest/h 10.0.9.{nth}:80")),
+                "{services}"
+            );
+        }
+        assert_eq!(given.alone - before, alone, "{expected}: {refused}");
+    }
 }
 
 #[test]
@@ -907,7 +1151,12 @@ fn the_last_round_leaves_out_all_that_is_new_whatever_is_blamed() {
     let left_out = |is_last| {
         let (mut left_out, mut faults) = Default::default();
         let more = (&mut left_out, &mut faults);
-        assert!(given.holdings.leave_out(&blamed, is_last, false, more));
+        assert!(
+            given
+                .holdings
+                .leave_out(&blamed, is_last, false, more)
+                .is_some()
+        );
         left_out.len()
     };
     assert!((1..all.len()).contains(&left_out(false)));

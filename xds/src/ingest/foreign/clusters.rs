@@ -54,6 +54,13 @@ pub(super) struct Use {
 }
 
 impl Use {
+    /// No other comes before it.
+    pub(super) const FIRST: Self = Self {
+        as_it_is: false,
+        idle: Duration::ZERO,
+        hash: None,
+    };
+
     /// The way of a cluster that nobody uses.
     pub(super) const NONE: Self = Self {
         as_it_is: false,
@@ -80,7 +87,7 @@ impl Use {
 
 /// A cluster but for its use.
 #[derive(Debug)]
-pub(super) struct Template {
+pub(in crate::ingest) struct Template {
     cluster: Cluster,
     /// What picks by a key, where it does.
     by_key: Option<fn(HashOn) -> Balance>,
@@ -88,6 +95,11 @@ pub(super) struct Template {
 }
 
 impl Template {
+    /// Whether another one with the same but its endpoints may stand in its place for whoever uses it.
+    pub(in crate::ingest) const fn is_for_the_same(&self, other: &Self) -> bool {
+        self.is_tls == other.is_tls && self.is_by_key() == other.is_by_key()
+    }
+
     /// The cluster, used so.
     pub(super) fn used(&self, way: &Use) -> Result<Cluster, String> {
         self.fits(way)?;
@@ -126,7 +138,10 @@ impl Template {
 }
 
 /// Reads a cluster with its endpoints in it.
-pub(super) fn read(cluster: &cluster::Cluster, own: &TrustDomain) -> Result<Template, String> {
+pub(in crate::ingest) fn read(
+    cluster: &cluster::Cluster,
+    own: &TrustDomain,
+) -> Result<Template, String> {
     let at = At::Root;
     let sockets = Sockets::read(cluster, own, &at)?;
     let version = version(cluster, &at)?;

@@ -35,7 +35,8 @@ use zeugma_core::snapshot::{
 };
 
 use self::at::At;
-use self::clusters::{Template, Use};
+use self::clusters::Use;
+pub(super) use self::clusters::{Template, read as read_cluster};
 use self::listeners::{ChainTo, ReadChain, ReadListener, Routes, Tls};
 use self::rbac::{Callers, Filter, Passed};
 use self::routes::{Domain, ReadHost, ReadRoute, ReadRoutes};
@@ -97,9 +98,26 @@ pub(super) struct Foreign<'a> {
     pub listeners: Vec<(&'a str, listener::Listener)>,
 }
 
+/// How the clusters of strangers are used, by their names, and where each stands for that.
+#[derive(Debug, Default)]
+pub(super) struct Ways(BTreeMap<(String, Use), Option<ClusterIx>>);
+
+impl Ways {
+    /// All that is made of a cluster, and where that stands; `None` where something of it cannot be made, or
+    /// nothing is.
+    pub(super) fn made(&self, name: &str, of: &Template) -> Option<Vec<(usize, Cluster)>> {
+        let ways = self.0.range((name.to_owned(), Use::FIRST)..);
+        let ways = ways.take_while(|((known, _), _)| known == name);
+        let made: Option<Vec<_>> = ways
+            .map(|((_, way), ix)| Some(((*ix)?.0, of.used(way).ok()?)))
+            .collect();
+        made.filter(|made| !made.is_empty())
+    }
+}
+
 impl Foreign<'_> {
     /// Puts them beside what is there.
-    pub(super) fn ingest(self, to: &mut Ingest) {
+    pub(super) fn ingest(self, to: &mut Ingest) -> Ways {
         let own = to.node.trust_domain.clone();
         let errors = &mut to.errors;
         let snapshot = &mut Parts {
@@ -141,6 +159,7 @@ impl Foreign<'_> {
         for (name, listener) in listeners {
             set.make_listener(name, listener, snapshot);
         }
+        Ways(set.uses)
     }
 }
 

@@ -203,6 +203,13 @@ impl OfKind {
         }
     }
 
+    /// Those that were handed on, and not judged yet.
+    pub(super) fn applying(&self) -> impl Iterator<Item = &Name> {
+        let moving = self.entries.iter();
+        let moving = moving.filter_map(|(name, slot)| Some((name, slot.moving()?)));
+        moving.filter_map(|(name, entry)| entry.applying.as_ref().map(|_| name))
+    }
+
     /// Whether something that came by the stream before is not known to be held or not.
     pub(super) fn is_unsettled(&self) -> bool {
         let mut all = self.entries.values().filter_map(Slot::moving);
