@@ -50,7 +50,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use clap::Parser;
 use http::Method;
 
@@ -97,6 +97,9 @@ fn main() -> Result<()> {
     measure(&arguments)
 }
 
+/// How often a repetition is begun at most.
+const AGAIN_MAX: usize = 3;
+
 fn measure(arguments: &Arguments) -> Result<()> {
     let begin = Instant::now();
     let cases = choose(&arguments.only)?;
@@ -124,7 +127,16 @@ fn measure(arguments: &Arguments) -> Result<()> {
         of_case.sort_by(|one, other| one.method.cmp(&other.method));
         for repetition in 0..repetitions {
             println!("{}, {} of {repetitions}", case.name(), repetition + 1);
-            side_by_side(&site, &mut of_case)?;
+            // All eight at once are more than two processors have room for, and whoever waits for a
+            // processor has more under way when the fault comes.
+            for of_method in of_case.chunk_by_mut(|one, other| one.method == other.method) {
+                let mut again = 0;
+                while let Some(peer) = side_by_side(&site, of_method)? {
+                    again += 1;
+                    ensure!(again < AGAIN_MAX, "{peer} fails before every fault");
+                    println!("once more: {peer} failed before the fault");
+                }
+            }
         }
         rows.extend(of_case);
     }
@@ -150,8 +162,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Lets every row's mesh meet the fault at the same time, and adds what came of it.
-fn side_by_side(site: &Site, rows: &mut [Row]) -> Result<()> {
+/// Lets every row's mesh meet the fault at the same time, and adds what came of it; nothing where a peer's
+/// gateway failed before, which is returned. Ours may not.
+fn side_by_side(site: &Site, rows: &mut [Row]) -> Result<Option<&'static str>> {
     let meshes = on_threads(rows.iter(), |nth, row| {
         let folder = site.folder.join(format!("{}-{nth}", row.case.name()));
         if folder.exists() {
@@ -165,13 +178,22 @@ fn side_by_side(site: &Site, rows: &mut [Row]) -> Result<()> {
         .map(|(mesh, row)| -> Result<_> { Ok((mesh, Method::from_bytes(row.method.as_bytes())?)) })
         .collect::<Result<_>>()?;
     let volleys = on_threads(jobs, |_, (mesh, method)| mesh.endure(&method))?;
-    for (row, volley) in rows.iter_mut().zip(&volleys) {
-        let figures = Figures::of(volley);
-        row.figures.push(
-            figures.with_context(|| format!("{} with {}", row.contestant.name(), row.method))?,
-        );
+    let mut all = Vec::new();
+    for (row, volley) in rows.iter().zip(&volleys) {
+        match Figures::of(volley) {
+            Ok(figures) => all.push(figures),
+            Err(_) if row.contestant != Contestant::Zeugma => {
+                return Ok(Some(row.contestant.name()));
+            }
+            Err(failed) => {
+                return Err(failed.context(format!("zeugma with {}", row.method)));
+            }
+        }
     }
-    Ok(())
+    for (row, figures) in rows.iter_mut().zip(all) {
+        row.figures.push(figures);
+    }
+    Ok(None)
 }
 
 /// Does the same with each of them, on a thread of its own.

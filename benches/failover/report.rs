@@ -102,7 +102,7 @@ Written by `{}` from `FAILOVER.json`; do not edit.
 - zeugma: `{}`; envoy: `{}`
 
 Every gateway stands between the same callers and endpoints, in a mesh of its own; all meshes of a
-case run side by side, one for GET and one for POST, and meet the fault at the same time, so that
+case and method run side by side and meet the fault at the same time, GET before POST, so that
 the times are those of a busy machine. {PER_SECOND} requests a second are due at fixed times over
 kept-alive HTTP/1.1, whether or not those before them were answered, from {} s before the fault on;
 a caller gives up after {} s. An endpoint works {} ms on a request, so that some are under way when
