@@ -7,10 +7,11 @@ use std::sync::LazyLock;
 /// Far above what any example takes on a busy machine.
 const DEADLINE: &str = "150";
 
-/// In its own namespaces the script is process 1: the ports that it names are free, what it leaves
-/// running is seen (status 99), and it ends with it.
+/// In its own namespaces, of which `ISOLATED` tells the script, this is process 1: the ports that the
+/// script names are free, what it leaves running is seen (status 99), and it ends with it.
 const INSIDE: &str = r#"
 ip link set lo up || exit 98
+export ISOLATED=yes
 bash "$@"; status=$?
 if kill -0 -- -1 2>/dev/null; then echo "it left processes running" >&2; exit 99; fi
 exit "$status"

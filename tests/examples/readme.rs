@@ -69,7 +69,8 @@ fn a_route_is_broken_and_mended_and_a_gateway_drained_as_written() {
     let folder = tempfile::tempdir().unwrap();
     let script = format!(
         r#"set -eu
-trap 'kill -9 $(jobs -p); wait; while pgrep -x "sleep|curl" >/dev/null; do :; done' EXIT
+# What a job had started ends by itself, which only a namespace of its own can show.
+trap 'kill -9 $(jobs -p); wait; while [ "${{ISOLATED-}}" ] && kill -0 -- -1 2>/dev/null; do :; done' EXIT
 cd "$FOLDER"
 # until WHAT COMMAND...: waits until it holds.
 until_() {{
@@ -92,9 +93,10 @@ zeugma explain ZG0102
 until_ "the failover" says failover zeugma status --config east
 echo "== status"
 {status}
-west=$(pgrep -f 'gateway --config west')
+runs() {{ [[ $(jobs -r) == *"gateway --config west"* ]]; }}
+until_ "west's gateway" runs
 {drain}
-gone() {{ ! kill -0 "$west"; }}
+gone() {{ ! runs; }}
 until_ "the end of west's gateway" gone
 since=$(wc -l < east.log)
 answered() {{ [ "$(tail -n +"$since" east.log | grep -c '"dst.addr":"127.0.0.1:15080".*"http.status":200')" -ge 20 ]; }}
