@@ -75,7 +75,10 @@ fn copied_to(mirror: &Value) -> Option<String> {
             ["*"] => "exported to all peers".to_owned(),
             peers => format!("exported to {}", peers.join(", ")),
         };
-        format!("; {} is {exported}", word(field(target, "written")))
+        format!(
+            "; its route at {} is {exported}",
+            word(field(target, "written"))
+        )
     };
     let this = match list(field(mirror, "attempts")).first() {
         Some(first) => format!(
