@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -57,9 +56,6 @@ pub(super) struct Doorkeeper {
     door: Door,
     room: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
-    /// Whose turn it is to accept: of all that come at once one thread would take most, and be at work on
-    /// them when the others have long been done.
-    turn: Arc<Semaphore>,
     lines: Arc<Seldom>,
     /// Of connections that are not accepted.
     turned_away: Arc<Seldom>,
@@ -72,39 +68,39 @@ impl Doorkeeper {
             door,
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
-            turn: Arc::new(Semaphore::new(1)),
             lines: Arc::default(),
             turned_away: Arc::default(),
         }
     }
 
-    /// Has threads accept and carry connections, each those that it accepted, until the server drains
-    /// and every connection has ended; then the receiver ends too.
+    /// Accepts connections on a thread of its own and has `workers` others carry them, until the server
+    /// drains and every connection has ended; then the receiver ends too. What is to be done goes to
+    /// whichever worker has nothing to do: of all that come back at once, those that one worker has must
+    /// not wait for it while another has done its part.
     pub(super) fn start(
         self,
         listener: TcpListener,
-        threads: usize,
+        workers: usize,
     ) -> io::Result<mpsc::Receiver<Infallible>> {
         let listener = listener.into_std()?;
         let (runs, ended) = mpsc::channel(1);
-        for nth in 0..threads {
-            let (keeper, listener, runs) = (self.clone(), listener.try_clone()?, runs.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            let carry = async move {
-                match TcpListener::from_std(listener) {
-                    Ok(listener) => keeper.run(listener).await,
-                    Err(error) => {
-                        tracing::warn!(code = "ZG0509", %error, "a thread accepts no connection");
-                    }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers)
+            .thread_name("xds")
+            .enable_all()
+            .build()?;
+        let carry = async move {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => self.run(listener).await,
+                Err(error) => {
+                    tracing::warn!(code = "ZG0509", %error, "no connection is accepted");
                 }
-                drop(runs);
-            };
-            thread::Builder::new()
-                .name(format!("xds-{nth}"))
-                .spawn(move || runtime.block_on(carry))?;
-        }
+            }
+            drop(runs);
+        };
+        thread::Builder::new()
+            .name("xds-accept".to_owned())
+            .spawn(move || runtime.block_on(carry))?;
         Ok(ended)
     }
 
@@ -116,19 +112,12 @@ impl Doorkeeper {
 
     /// Until the server drains.
     async fn accept(&self, listener: TcpListener, connections: &mut JoinSet<()>) {
-        let next = || async {
-            let _turn = self.turn.acquire().await;
-            listener.accept().await
-        };
-        // Its place in the order of asking stays, whatever ends meanwhile.
-        let mut accept = pin!(next());
         loop {
             let accepted = tokio::select! {
-                accepted = accept.as_mut() => accepted,
+                accepted = listener.accept() => accepted,
                 Some(_ended) = connections.join_next() => continue,
                 () = self.server.drained() => return,
             };
-            accept.set(next());
             match accepted {
                 Ok((tcp, source)) => {
                     let Ok(place) = Arc::clone(&self.room).try_acquire_owned() else {
@@ -277,18 +266,18 @@ spec:
     }
 
     #[tokio::test]
-    async fn a_connection_that_ends_takes_nobodys_turn_to_accept() {
+    async fn connections_are_carried_until_the_server_drains_and_the_last_of_them_has_ended() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("mesh.yaml"), MESH).unwrap();
         let sources = Sources::read(folder.path()).unwrap();
         let plane = sources.plane(&Good::default()).unwrap();
         let limits = ServerLimits::default();
         let server = Server::new(plane, Admission::default(), limits, "test");
-        let keeper = Doorkeeper::new(server, Door::new(None));
-        let (turn, room) = (Arc::clone(&keeper.turn), Arc::clone(&keeper.room));
+        let keeper = Doorkeeper::new(server.clone(), Door::new(None));
+        let room = Arc::clone(&keeper.room);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        drop(tokio::spawn(keeper.run(listener)));
+        let mut carried = keeper.start(listener, 2).unwrap();
         let connect = async || {
             let mut tcp = TcpStream::connect(address).await.unwrap();
             // The server's SETTINGS.
@@ -297,19 +286,19 @@ spec:
                 .unwrap();
             tcp
         };
-        let first = connect().await;
-        // Another that accepts: it asks when the turn is taken.
-        let mut other = pin!(turn.acquire());
-        assert!(timeout(Duration::ZERO, other.as_mut()).await.is_err());
-        drop(first);
-        comes("it goes on", async {
+        drop(connect().await);
+        comes("it makes room", async {
             while room.available_permits() < CONNECTIONS_MAX {
                 tokio::task::yield_now().await;
             }
         })
         .await;
-        // What broke: the end of a connection gave the turn away.
-        connect().await;
-        drop(comes("no other has a turn", other).await.unwrap());
+        let mut last = connect().await;
+        assert!(carried.try_recv() == Err(mpsc::error::TryRecvError::Empty));
+        server.drain();
+        comes("it is not told to leave", last.read_to_end(&mut Vec::new()))
+            .await
+            .unwrap();
+        comes("it does not end", carried.recv()).await;
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use zeugma_core::identity::IdPattern;
@@ -28,6 +28,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Threads that carry connections: what makes a thousand clients that come back wait is that all that they
 /// have is read.
 const WORKERS_MAX: usize = 4;
+/// Connections that wait to be accepted: all that come back at once, of whom the kernel resets the rest.
+const BACKLOG: u32 = 4096;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -253,8 +255,8 @@ async fn serve(arguments: Arguments) -> Result<(), ServeError> {
     };
     let identifier = concat!("zeugma/", env!("CARGO_PKG_VERSION"));
     let server = Server::new(plane, admission, limits, identifier);
-    let listener = bind(listen).await?;
-    let admin = bind(admin_address).await?;
+    let listener = bind(listen)?;
+    let admin = bind(admin_address)?;
     let address = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
     let (listens, admins) = (address(&listener, listen), address(&admin, admin_address));
     let door = Door::new(credentials.map(Arc::new));
@@ -280,9 +282,18 @@ async fn serve(arguments: Arguments) -> Result<(), ServeError> {
     Ok(())
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|source| ServeError::Listen { address, source })
+fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let listen = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        // As the standard library does.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| ServeError::Listen { address, source })
 }
 
 fn on(kind: SignalKind) -> Result<Signal, ServeError> {

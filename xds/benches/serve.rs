@@ -3,9 +3,10 @@
 //! The questions, with the numbers that would change a decision: is a change of one endpoint, which is
 //! encoded once, at all gateways within 1 s of its file, all that is read and compiled for it included;
 //! does a gateway cost the server under 1 MB; are 1,000 that come back at once, saying all that they
-//! have, done in 10 s, with next to nothing sent? The gateways are a process of their own, so that what
-//! is said of the server's memory and processor time is the server's; both share the machine. There is
-//! no TLS: what a handshake costs is known.
+//! have, done in 10 s, with next to nothing sent? They say it in the order of the names, as `zeugma
+//! gateway` does; then others come that say it in no order, as Envoy does, which has it in a hash table.
+//! The gateways are a process of their own, so that what is said of the server's memory and processor
+//! time is the server's; both share the machine. There is no TLS: what a handshake costs is known.
 //!
 //! `ZEUGMA_BENCH_SERVICES` and `ZEUGMA_BENCH_CLIENTS` make it smaller; the result of the full size is
 //! written to `benches/SERVE.md`.
@@ -28,11 +29,10 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use self::gateways::Order;
+use tokio::net::{TcpListener, TcpSocket};
 use zeugma_xds::{Admission, Caller, Good, Plane, Server, ServerLimits, Sources, Visitor};
 
 // As in `zeugma`: what is freed goes back to the kernel.
@@ -56,6 +56,8 @@ const CLIENTS: usize = 1000;
 const CHANGES: usize = 11;
 /// As many as `zeugma xds serve` has on two processors.
 const THREADS: usize = 2;
+/// As it has too.
+const BACKLOG: u32 = 4096;
 const RESULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/SERVE.md");
 
 fn main() {
@@ -69,7 +71,11 @@ fn main() {
     let services = number("ZEUGMA_BENCH_SERVICES", SERVICES);
     let clients = number("ZEUGMA_BENCH_CLIENTS", CLIENTS);
     let mut machine = machine::Machine::here().unwrap();
-    let figures = runtime().block_on(run(services, clients));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let figures = runtime.block_on(run(services, clients));
     machine.ended().unwrap();
     let text = report(&machine, (services, clients), &figures);
     println!("{text}");
@@ -86,13 +92,36 @@ struct Figures {
     resources: usize,
     told_bytes: usize,
     request_bytes: usize,
-    back: Duration,
-    back_cpu: Duration,
-    back_cpu_gateways: Duration,
-    back_bytes: usize,
+    back: Back,
+    back_in_no_order: Back,
     kept_bytes: usize,
     kept_bytes_gateways: usize,
     changes: Vec<Change>,
+}
+
+/// All gateways came back.
+#[derive(Debug, Default)]
+struct Back {
+    took: Duration,
+    cpu: Duration,
+    cpu_gateways: Duration,
+    bytes: usize,
+}
+
+impl Back {
+    fn of(gateways: &mut Gateways) -> Self {
+        let pid = std::process::id();
+        let used = (cpu(pid), cpu(gateways.pid()));
+        let begun = Instant::now();
+        gateways.say("connect");
+        let [bytes] = gateways.hears("back");
+        Self {
+            took: begun.elapsed(),
+            cpu: cpu(pid).saturating_sub(used.0),
+            cpu_gateways: cpu(gateways.pid()).saturating_sub(used.1),
+            bytes,
+        }
+    }
 }
 
 /// One change, from the moment that its file was written.
@@ -127,15 +156,8 @@ async fn run(services: usize, clients: usize) -> Figures {
         ..Default::default()
     };
     let server = Server::new(first, admission, limits, "bench");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let mut gateways = Gateways::start(listener.local_addr().unwrap(), clients);
-    let turn = Arc::new(Semaphore::new(1));
-    for _ in 0..THREADS {
-        let (listener, server) = (listener.try_clone().unwrap(), server.clone());
-        let turn = Arc::clone(&turn);
-        std::thread::spawn(move || runtime().block_on(accept(listener, turn, server)));
-    }
+    let address = listen(&server);
+    let mut gateways = Gateways::start(address, clients, Order::Names);
 
     let begun = Instant::now();
     [figures.resources, figures.told_bytes, figures.request_bytes] = gateways.hears("learned");
@@ -143,13 +165,7 @@ async fn run(services: usize, clients: usize) -> Figures {
 
     let pid = std::process::id();
     let before = (resident(pid), resident(gateways.pid()));
-    let used = (cpu(pid), cpu(gateways.pid()));
-    let begun = Instant::now();
-    gateways.say("connect");
-    [figures.back_bytes] = gateways.hears("back");
-    figures.back = begun.elapsed();
-    figures.back_cpu = cpu(pid).saturating_sub(used.0);
-    figures.back_cpu_gateways = cpu(gateways.pid()).saturating_sub(used.1);
+    figures.back = Back::of(&mut gateways);
     // What is freed goes back within moments.
     tokio::time::sleep(Duration::from_secs(2)).await;
     figures.kept_bytes = resident(pid).saturating_sub(before.0) / clients.max(1);
@@ -174,6 +190,13 @@ async fn run(services: usize, clients: usize) -> Figures {
         });
     }
     gateways.end();
+    while server.streams() > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut others = Gateways::start(address, clients, Order::None);
+    let [_, _, _] = others.hears("learned");
+    figures.back_in_no_order = Back::of(&mut others);
+    others.end();
     figures
 }
 
@@ -205,21 +228,29 @@ fn read(folder: &Path, server: Option<&Server>) -> Plane {
     }
 }
 
-/// One of those that the server has.
-fn runtime() -> tokio::runtime::Runtime {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().unwrap()
+/// What `zeugma xds serve` has, written here again: one thread accepts, and as many as it has processors
+/// carry what has come.
+fn listen(server: &Server) -> SocketAddr {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()
+        .unwrap();
+    let listener = {
+        let _inside = runtime.enter();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        socket.listen(BACKLOG).unwrap()
+    };
+    let address = listener.local_addr().unwrap();
+    let server = server.clone();
+    std::thread::spawn(move || runtime.block_on(accept(listener, server)));
+    address
 }
 
-/// In turns, as the threads that `zeugma xds serve` has: the same loop, written here again.
-async fn accept(listener: std::net::TcpListener, turn: Arc<Semaphore>, server: Server) {
-    let listener = TcpListener::from_std(listener).unwrap();
+async fn accept(listener: TcpListener, server: Server) {
     loop {
-        let accepted = {
-            let _turn = turn.acquire().await;
-            listener.accept().await
-        };
-        let (stream, source) = accepted.unwrap();
+        let (stream, source) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
         let visitor = Visitor {
             caller: Caller::Local,
@@ -241,10 +272,11 @@ struct Gateways {
 }
 
 impl Gateways {
-    fn start(server: SocketAddr, clients: usize) -> Self {
+    fn start(server: SocketAddr, clients: usize, order: Order) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .env(gateways::ADDRESS, server.to_string())
             .env(gateways::CLIENTS, clients.to_string())
+            .env(gateways::ORDER, order.name())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -309,7 +341,7 @@ Written by `cargo bench -p zeugma-xds --bench serve`; do not edit.
 
 - {}, commit {}
 - {machine}
-- the gateways are one process, the server another, with two threads; both share the processors, over
+- the gateways are one process, the server another, with two workers; both share the processors, over
   loopback and without TLS
 
 | what | figure | goal | |
@@ -328,11 +360,12 @@ Written by `cargo bench -p zeugma-xds --bench serve`; do not edit.
 
 type Goal = (&'static str, String, &'static str, bool);
 
-fn goals(changes: &[&Change], figures: &Figures, clients: usize) -> [Goal; 6] {
+fn goals(changes: &[&Change], figures: &Figures, clients: usize) -> [Goal; 8] {
     let (median, worst) = (changes[changes.len() / 2], changes[changes.len() - 1]);
     let encoded = changes.iter().map(|change| change.encoded).max().unwrap();
     let second = Duration::from_secs(1);
-    let each = figures.back_bytes / clients;
+    let (back, other) = (&figures.back, &figures.back_in_no_order);
+    let soon = Duration::from_secs(10);
     [
         (
             "one endpoint changed: from its file to all gateways, the median of all changes",
@@ -359,16 +392,28 @@ fn goals(changes: &[&Change], figures: &Figures, clients: usize) -> [Goal; 6] {
             figures.kept_bytes < 1_000_000,
         ),
         (
-            "all gateways come back at once, with what they have",
-            format!("{:.1?}", figures.back),
+            "all gateways come back at once, with what they have, as ours say it: in the names' order",
+            format!("{:.1?}", back.took),
             "10 s",
-            figures.back < Duration::from_secs(10),
+            back.took < soon,
         ),
         (
             "sent to each of them",
-            format!("{each} B"),
+            format!("{} B", back.bytes / clients),
             "1000 B",
-            each < 1000,
+            back.bytes / clients < 1000,
+        ),
+        (
+            "the same, as Envoy says it: in no order",
+            format!("{:.1?}", other.took),
+            "10 s",
+            other.took < soon,
+        ),
+        (
+            "sent to each of them",
+            format!("{} B", other.bytes / clients),
+            "1000 B",
+            other.bytes / clients < 1000,
         ),
     ]
 }
@@ -379,7 +424,7 @@ fn details(median: &Change, figures: &Figures) -> String {
 - At first the documents are read and checked in {:.2?}; the first gateway has all {} resources,
   {:.1} MB, after {:.2?} more.
 - What a gateway says that comes back is {:.2} MB. All that came back took {:.2?} of the server's
-  processor time and {:.2?} of the gateways'.
+  processor time and {:.2?} of the gateways', and in no order {:.2?} and {:.2?}.
 - A gateway takes {:.0} kB of the gateways' process.
 - A change: files read and checked in {:.0?}, compiled in {:.0?}, told to all in {:.0?}, with {:.2?}
   of the server's processor time (the median of {}).
@@ -389,8 +434,10 @@ fn details(median: &Change, figures: &Figures) -> String {
         figures.told_bytes as f64 / 1e6,
         figures.first_told,
         figures.request_bytes as f64 / 1e6,
-        figures.back_cpu,
-        figures.back_cpu_gateways,
+        figures.back.cpu,
+        figures.back.cpu_gateways,
+        figures.back_in_no_order.cpu,
+        figures.back_in_no_order.cpu_gateways,
         figures.kept_bytes_gateways as f64 / 1e3,
         median.read,
         median.made,

@@ -283,9 +283,31 @@ pub(crate) fn entry(mut from: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((key, value))
 }
 
+/// The number and the length of a field that says both in a byte each, as nearly all do.
+const fn short(from: &[u8]) -> Option<(u32, usize)> {
+    const LENGTH_DELIMITED: u8 = 2;
+    let [key, len, ..] = *from else {
+        return None;
+    };
+    let is_short = key < 0x80 && len < 0x80 && key & 7 == LENGTH_DELIMITED && key >> 3 != 0;
+    if !is_short {
+        return None;
+    }
+    Some(((key >> 3) as u32, len as usize))
+}
+
 /// Takes a field off a message; `None` where it is none.
 pub(crate) fn next<'a>(from: &mut &'a [u8]) -> Option<Part<'a>> {
     let start = *from;
+    if let Some((number, len)) = short(start) {
+        let whole = start.get(..2 + len)?;
+        *from = start.get(2 + len..)?;
+        return Some(Part {
+            number,
+            whole,
+            message: whole.get(2..),
+        });
+    }
     let (number, kind) = decode_key(from).ok()?;
     let mut message = None;
     let skipped = match kind {
@@ -317,6 +339,29 @@ mod tests {
 
     use super::*;
     use crate::pb::{self, core};
+
+    #[test]
+    fn a_field_is_taken_whole_however_long_it_is() {
+        for len in [0, 1, 127, 128, 129, 20_000] {
+            for number in [1, 15, 16] {
+                let value = vec![7; len];
+                let mut field = Vec::new();
+                prost::encoding::bytes::encode(number, &value, &mut field);
+                let bytes = [&*field, b"\x08\x01"].concat();
+                let mut rest = &*bytes;
+                let part = next(&mut rest).unwrap();
+                assert_eq!((part.number, part.whole), (number, &*field));
+                assert_eq!((part.message, rest), (Some(&*value), &b"\x08\x01"[..]));
+                for cut in 0..field.len() {
+                    assert!(next(&mut &field[..cut]).is_none(), "{cut} of {len}");
+                }
+            }
+        }
+        // Zero is no number, and three no kind of a field that begins and ends by itself.
+        for broken in [&b"\x02\x00"[..], b"\x0b\x00"] {
+            assert!(next(&mut &*broken).is_none());
+        }
+    }
 
     fn of_maps(keys: &[&str]) -> cluster::Cluster {
         let text = |text: &str| pb::PbValue {

@@ -18,12 +18,35 @@ use zeugma_xds::Kind;
 
 pub(crate) const ADDRESS: &str = "ZEUGMA_BENCH_SERVER";
 pub(crate) const CLIENTS: &str = "ZEUGMA_BENCH_CLIENTS";
+pub(crate) const ORDER: &str = "ZEUGMA_BENCH_ORDER";
 const ADS: &str =
     "http://x/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
 /// Two wildcards are answered with nothing, the last with what is missing; names that are as they were,
 /// not at all.
 const ANSWERS: usize = 3;
+
+/// In which a gateway says what it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    Names,
+    None,
+}
+
+impl Order {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Names => "names",
+            Self::None => "none",
+        }
+    }
+
+    fn given() -> Self {
+        let name = std::env::var(ORDER).unwrap();
+        let all = [Self::Names, Self::None];
+        all.into_iter().find(|one| one.name() == name).unwrap()
+    }
+}
 
 /// Does what its input says, and says how it went.
 pub(crate) fn run(server: SocketAddr) {
@@ -36,7 +59,7 @@ pub(crate) fn run(server: SocketAddr) {
 }
 
 async fn carry(server: SocketAddr, clients: usize) {
-    let learned = learn(server).await;
+    let learned = learn(server, Order::given()).await;
     say(&format!(
         "learned {} {} {}",
         learned.resources,
@@ -102,13 +125,31 @@ struct Learned {
 }
 
 fn framed(request: &DeltaDiscoveryRequest, to: &mut BytesMut) {
+    said(&request.encode_to_vec(), to);
+}
+
+fn said(message: &[u8], to: &mut BytesMut) {
     to.put_u8(0);
-    to.put_u32(u32::try_from(request.encoded_len()).unwrap());
-    request.encode(to).unwrap();
+    to.put_u32(u32::try_from(message.len()).unwrap());
+    to.put_slice(message);
+}
+
+/// One after the other: a message is what its parts are, and of a map each entry is one.
+fn with_versions(request: &DeltaDiscoveryRequest, versions: Vec<(String, String)>) -> Vec<u8> {
+    let mut message = request.encode_to_vec();
+    for version in versions {
+        let part = DeltaDiscoveryRequest {
+            initial_resource_versions: [version].into(),
+            ..Default::default()
+        };
+        part.encode(&mut message).unwrap();
+    }
+    message
 }
 
 /// Asks for everything once.
-async fn learn(server: SocketAddr) -> Learned {
+async fn learn(server: SocketAddr, order: Order) -> Learned {
+    let mut random = fastrand::Rng::with_seed(1);
     let mut stream = Stream::open(server).await;
     let mut all = BytesMut::new();
     let (mut resources, mut bytes) = (0, 0);
@@ -135,15 +176,19 @@ async fn learn(server: SocketAddr) -> Learned {
         bytes += message.len();
         let told = DeltaDiscoveryResponse::decode(message).unwrap();
         resources += told.resources.len();
-        // A map, whose order is none: whoever comes back need not say it in the server's.
-        request.initial_resource_versions = (told.resources.iter())
+        let mut versions: Vec<_> = (told.resources.iter())
             .map(|one| (one.name.clone(), one.version.clone()))
             .collect();
+        versions.sort_unstable();
         if !is_wildcard {
             request.resource_names_subscribe =
-                told.resources.iter().map(|one| one.name.clone()).collect();
+                versions.iter().map(|(name, _)| name.clone()).collect();
         }
-        framed(&request, &mut all);
+        if order == Order::None {
+            random.shuffle(&mut request.resource_names_subscribe);
+            random.shuffle(&mut versions);
+        }
+        said(&with_versions(&request, versions), &mut all);
         let mut taken = BytesMut::new();
         framed(&acknowledge(&told.type_url, &told.nonce), &mut taken);
         stream.send(taken.freeze()).await;

@@ -11,7 +11,7 @@ pub(crate) struct Index {
     names: Vec<Arc<str>>,
     /// All names, one after the other, and where each ends.
     text: Vec<u8>,
-    ends: Vec<usize>,
+    ends: Vec<u32>,
     /// At least twice as many as names, a power of two.
     slots: Vec<Slot>,
 }
@@ -37,7 +37,9 @@ impl Index {
         };
         for (place, name) in (1..).zip(&names) {
             this.text.extend_from_slice(name.as_bytes());
-            this.ends.push(this.text.len());
+            // Longer than that no catalog is: what stands behind it would not be found.
+            this.ends
+                .push(u32::try_from(this.text.len()).unwrap_or(u32::MAX));
             let (mut at, tag) = this.first(name);
             while this.slots.get(at).is_some_and(|slot| slot.place != 0) {
                 at = this.after(at);
@@ -82,7 +84,7 @@ impl Index {
             None => Some(&0),
         };
         let range = start.zip(self.ends.get(place));
-        let text = range.and_then(|(start, end)| self.text.get(*start..*end));
+        let text = range.and_then(|(start, end)| self.text.get(*start as usize..*end as usize));
         text == Some(name.as_bytes())
     }
 

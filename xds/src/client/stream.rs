@@ -22,7 +22,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use zeugma_core::line::{beginning, with_causes};
 
 use super::HANDSHAKE_TIMEOUT;
-use super::counted::Counted;
+use super::counted::{Counted, Encode, in_order, plain};
 use crate::pb::discovery::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
@@ -190,12 +190,12 @@ fn call(channel: Channel, protocol: Protocol, bytes_max: usize) -> Stream {
     match protocol {
         Protocol::Delta => {
             let (requests, asked) = mpsc::channel(REQUESTS_MAX);
-            let calling = discover(channel, asked, DELTA, bytes_max);
+            let calling = discover(channel, asked, (DELTA, in_order), bytes_max);
             Stream::Delta(requests, Answers::Calling(Box::pin(calling)))
         }
         Protocol::Full => {
             let (requests, asked) = mpsc::channel(REQUESTS_MAX);
-            let calling = discover(channel, asked, FULL, bytes_max);
+            let calling = discover(channel, asked, (FULL, plain), bytes_max);
             Stream::Full(requests, Answers::Calling(Box::pin(calling)))
         }
     }
@@ -204,7 +204,7 @@ fn call(channel: Channel, protocol: Protocol, bytes_max: usize) -> Stream {
 async fn discover<T, U>(
     channel: Channel,
     asked: mpsc::Receiver<T>,
-    method: &'static str,
+    (method, encode): (&'static str, Encode<T>),
     bytes_max: usize,
 ) -> Result<Response<Streaming<U>>, Status>
 where
@@ -216,7 +216,7 @@ where
     ready.map_err(|error| Status::unavailable(with_causes(&error)))?;
     let path = PathAndQuery::from_static(method);
     let request = Request::new(Requests(asked));
-    grpc.streaming(request, path, Counted::new()).await
+    grpc.streaming(request, path, Counted::new(encode)).await
 }
 
 fn ended(status: &Status) -> Came {

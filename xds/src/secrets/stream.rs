@@ -15,7 +15,7 @@ use tonic::{Code, Request};
 use zeugma_core::line::with_causes;
 
 use super::read::{Secret, read};
-use crate::client::counted::Counted;
+use crate::client::counted::{Counted, plain};
 use crate::client::stream::{HEAD_BYTES_MAX, Once, Requests, cut};
 use crate::pb::discovery::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -290,7 +290,7 @@ impl Stream {
         }
         let path = PathAndQuery::from_static(method);
         let request = Request::new(Requests(asked));
-        let codec = Counted::<T, U>::new();
+        let codec = Counted::<T, U>::new(plain);
         // Whoever follows has a deadline for the first answer, and after it pings tell of life.
         let mut answers = match grpc.streaming(request, path, codec).await {
             Ok(answers) => answers.into_inner(),

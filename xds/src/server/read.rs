@@ -38,7 +38,8 @@ pub(super) fn read(
             Protocol::Delta => "DeltaDiscoveryRequest",
         })
     };
-    let text = |bytes| std::str::from_utf8(bytes).map_err(|_not_utf8| broken());
+    let texts = Texts::of(bytes);
+    let text = |value| texts.text(value).ok_or_else(broken);
     let (mut node, mut request, mut version) = (None, Request::default(), "");
     let mut names = Names::new(limits.names);
     let (mut less, mut known) = (Names::new(limits.names), Names::new(limits.names));
@@ -83,6 +84,32 @@ pub(super) fn read(
         },
     };
     Ok((node, request))
+}
+
+/// Of a request. Most are short, which makes all of it one text, lengths and all: that is looked at once then,
+/// and not each of the tens of thousands that it holds.
+#[derive(Debug, Clone, Copy)]
+struct Texts<'a> {
+    at: usize,
+    whole: Option<&'a str>,
+}
+
+impl<'a> Texts<'a> {
+    fn of(request: &'a [u8]) -> Self {
+        Self {
+            at: request.as_ptr().addr(),
+            whole: std::str::from_utf8(request).ok(),
+        }
+    }
+
+    /// A part of the request; `None` where it is no text.
+    fn text(&self, value: &'a [u8]) -> Option<&'a str> {
+        let start = value.as_ptr().addr().wrapping_sub(self.at);
+        let within =
+            (self.whole).and_then(|whole| whole.get(start..start.wrapping_add(value.len())));
+        // What is empty is anywhere, and an end may fall within a character that the next field goes on with.
+        within.or_else(|| std::str::from_utf8(value).ok())
+    }
 }
 
 /// What stands in a field.
@@ -381,6 +408,37 @@ mod tests {
             names: names(10).into_iter().map(Cow::Owned).collect(),
         };
         assert_eq!(request.asks, expected);
+    }
+
+    #[test]
+    fn texts_are_the_same_whether_all_of_a_request_is_one_or_not() {
+        let long = "x".repeat(300);
+        // Of the length 200 the first byte is one that no text begins with; of 66, `B`.
+        for version in ["1", "", "ä", "日本", &"y".repeat(66), &"z".repeat(200)] {
+            let known = [("a".to_owned(), version.to_owned())];
+            for extra in [None, Some(&long)] {
+                let written = DeltaDiscoveryRequest {
+                    resource_names_subscribe: extra.into_iter().cloned().collect(),
+                    initial_resource_versions: known.clone().into(),
+                    ..Default::default()
+                };
+                let bytes = written.encode_to_vec();
+                let (_, request) = read(Protocol::Delta, &bytes, LIMITS).unwrap();
+                let expected = Asks::Changes {
+                    subscribe: extra.into_iter().map(Cow::from).collect(),
+                    unsubscribe: Vec::new(),
+                    known: vec![("a".into(), version.into())],
+                };
+                assert_eq!(request.asks, expected);
+            }
+        }
+        for broken in [&b"\x1a\x01\xc3\x1a\x01\xa4"[..], b"\x1a\x02a\xc3\x80\x01"] {
+            let why = read(Protocol::Delta, broken, LIMITS).unwrap_err();
+            assert_eq!(why, Unread::Broken("DeltaDiscoveryRequest"));
+        }
+        // All of it is a text, in which the name ends within `â`: what ends that is the key of field 20.
+        let cut = read(Protocol::Delta, b"\x1a\x01\xc3\xa2\x01\x00", LIMITS);
+        assert_eq!(cut.unwrap_err(), Unread::Broken("DeltaDiscoveryRequest"));
     }
 
     #[test]

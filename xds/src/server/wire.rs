@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -24,6 +25,8 @@ use crate::session::server::{Protocol, Response};
 const PREFIX: usize = 5;
 /// A request up to this long needs no leave to be read.
 const SMALL: usize = 64 * 1024;
+/// What of a request comes at once, at most (RFC 9113 section 6.5.2, SETTINGS_MAX_FRAME_SIZE).
+const FRAME_MAX: usize = 16 * 1024;
 /// How long the rest of a request may take.
 const REST: Duration = Duration::from_secs(30);
 /// How long a long request waits until it may be read.
@@ -34,8 +37,8 @@ const CHUNK: usize = 16 * 1024;
 pub(super) const END_MOVES: Duration = Duration::from_secs(30);
 
 /// The requests of a stream.
-pub(super) struct Requests {
-    body: Incoming,
+pub(super) struct Requests<B = Incoming> {
+    body: B,
     read: BytesMut,
     bytes_max: usize,
     /// What all streams of the caller, and all together, may hold of long requests, in KiB.
@@ -68,8 +71,11 @@ impl Waits {
     }
 }
 
-impl Requests {
-    pub(super) fn new(body: Incoming, bytes_max: usize, memory: [Arc<Semaphore>; 2]) -> Self {
+impl<B> Requests<B>
+where
+    B: Body<Data = Bytes, Error: Display> + Unpin,
+{
+    pub(super) fn new(body: B, bytes_max: usize, memory: [Arc<Semaphore>; 2]) -> Self {
         Self {
             body,
             read: BytesMut::new(),
@@ -131,7 +137,8 @@ impl Requests {
                 })?;
                 self.held = Some(held.map_err(|_closed| Status::unavailable("draining"))?);
                 self.begun = Some(Instant::now());
-                self.read.reserve(len);
+                // With its end the beginning of the next one comes: for that alone all would be copied.
+                self.read.reserve(PREFIX + len + FRAME_MAX);
             }
             let frame = match self.begun {
                 None => self.body.frame().await,
@@ -170,12 +177,13 @@ impl Requests {
         }
     }
 
-    /// The request was used: its memory is free again.
+    /// The request was used: its memory is free again, but for what came of the next one.
     pub(super) fn done(&mut self) {
-        self.held = None;
-        if self.read.is_empty() {
-            self.read = BytesMut::new();
+        if self.held.is_some() || self.read.is_empty() {
+            // It came in the room of the long one, all of which it would keep until its turn.
+            self.read = BytesMut::from(&*self.read);
         }
+        self.held = None;
     }
 
     fn wanted(&self) -> Result<Option<usize>, Status> {
@@ -478,4 +486,52 @@ fn text(number: u32, text: &str, to: &mut BytesMut) {
     encode_key(number, WireType::LengthDelimited, to);
     encode_varint(text.len() as u64, to);
     to.put_slice(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::StreamBody;
+    use tonic::codegen::tokio_stream;
+
+    use super::*;
+
+    fn framed(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.put_u32(u32::try_from(len).unwrap());
+        bytes.resize(PREFIX + len, 1);
+        bytes
+    }
+
+    #[tokio::test]
+    async fn the_beginning_of_the_next_request_does_not_keep_the_room_of_a_long_one() {
+        let long = 8 * SMALL;
+        let all = [framed(long), framed(9), framed(long)].concat();
+        let frames = all.chunks(10_000).map(|part| {
+            let frame = Frame::data(Bytes::copy_from_slice(part));
+            Ok::<_, Status>(frame)
+        });
+        let body = StreamBody::new(tokio_stream::iter(frames));
+        let memory = || Arc::new(Semaphore::new(2 * long / 1024));
+        let (of_caller, of_all) = (memory(), memory());
+        let mut requests = Requests::new(body, long, [Arc::clone(&of_caller), of_all]);
+        for expected in [long, 9, long] {
+            let request = requests.next().await.unwrap().unwrap();
+            assert_eq!(request.len(), expected);
+            if expected == long {
+                assert_eq!(of_caller.available_permits(), long / 1024);
+                // What came with its end is copied there, and nothing of it.
+                assert!(requests.read.capacity() < 2 * FRAME_MAX);
+            }
+            drop(request);
+            requests.done();
+            // What broke: with a byte of the next one in it, all of it stayed.
+            assert!(
+                requests.read.capacity() < SMALL,
+                "{}",
+                requests.read.capacity()
+            );
+            assert_eq!(of_caller.available_permits(), 2 * long / 1024);
+        }
+        assert!(requests.next().await.unwrap().is_none());
+    }
 }
