@@ -94,6 +94,7 @@ struct Figures {
     request_bytes: usize,
     back: Back,
     back_in_no_order: Back,
+    peak_bytes: usize,
     kept_bytes: usize,
     kept_bytes_gateways: usize,
     changes: Vec<Change>,
@@ -166,6 +167,7 @@ async fn run(services: usize, clients: usize) -> Figures {
     let pid = std::process::id();
     let before = (resident(pid), resident(gateways.pid()));
     figures.back = Back::of(&mut gateways);
+    figures.peak_bytes = peak(pid).saturating_sub(before.0);
     // What is freed goes back within moments.
     tokio::time::sleep(Duration::from_secs(2)).await;
     figures.kept_bytes = resident(pid).saturating_sub(before.0) / clients.max(1);
@@ -319,6 +321,14 @@ fn resident(pid: u32) -> usize {
     pages * 4096
 }
 
+/// Bytes of memory that a process ever had.
+fn peak(pid: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib: usize = line.unwrap().trim_end_matches("kB").trim().parse().unwrap();
+    kib * 1024
+}
+
 /// Processor time of a process so far.
 fn cpu(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -425,7 +435,8 @@ fn details(median: &Change, figures: &Figures) -> String {
   {:.1} MB, after {:.2?} more.
 - What a gateway says that comes back is {:.2} MB. All that came back took {:.2?} of the server's
   processor time and {:.2?} of the gateways', and in no order {:.2?} and {:.2?}.
-- A gateway takes {:.0} kB of the gateways' process.
+- While they came back the server took {:.0} MB more than before. A gateway takes {:.0} kB of the gateways'
+  process.
 - A change: files read and checked in {:.0?}, compiled in {:.0?}, told to all in {:.0?}, with {:.2?}
   of the server's processor time (the median of {}).
 ",
@@ -438,6 +449,7 @@ fn details(median: &Change, figures: &Figures) -> String {
         figures.back.cpu_gateways,
         figures.back_in_no_order.cpu,
         figures.back_in_no_order.cpu_gateways,
+        figures.peak_bytes as f64 / 1e6,
         figures.kept_bytes_gateways as f64 / 1e3,
         median.read,
         median.made,

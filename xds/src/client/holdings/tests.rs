@@ -912,11 +912,15 @@ kind: MeshPeer
 metadata: { name: west }
 spec: { cluster: west, locality: us/us-1, gateways: ["192.0.2.7:15443"], spiffeIDs: ["spiffe://west.example/gw"] }
 "#;
-    let far = ORDERS.replace("1.1:80\"] }]", "1.1:80\"] }, { peer: west }]");
+    let east = west
+        .replace("west", "east2")
+        .replace("192.0.2.7", "192.0.2.8");
+    let beyond = |peers: &str| ORDERS.replace("1.1:80\"] }]", &format!("1.1:80\"] }}, {peers}]"));
+    let far = beyond("{ peer: west }");
     // Both listeners have to say the same of it.
     let mirrored = ORDERS.replace("allow:", "mirror: [{ route: shop/cart }], allow:");
     let other = ORDERS.replace("1.1:80", "1.9:80");
-    let mut worlds = [
+    let near = [
         compiled(&[GATEWAY, ORDERS, CART]),
         compiled(&[GATEWAY, &other, CART]),
         compiled(&[
@@ -927,12 +931,34 @@ spec: { cluster: west, locality: us/us-1, gateways: ["192.0.2.7:15443"], spiffeI
         ]),
         compiled(&[GATEWAY, ORDERS]),
         compiled(&[GATEWAY, &mirrored, CART]),
-    ]
-    .map(apart);
-    for (nth, world) in worlds.iter_mut().enumerate() {
-        let address = if nth == 1 { "10.0.9.2" } else { "10.0.9.1" };
-        world.extend(strangers(address));
+    ];
+    // There are peers from the first on, that are elsewhere in the second, and come and go.
+    let both = beyond("{ peer: west }, { peer: east2 }");
+    let peers = [
+        compiled(&[GATEWAY, west, &far, CART]),
+        compiled(&[
+            GATEWAY,
+            &west.replace("2.7", "2.9"),
+            &far.replace("1.1:80", "1.9:80"),
+            CART,
+        ]),
+        compiled(&[GATEWAY, west, &east, &both, CART]),
+        compiled(&[GATEWAY, &east, &beyond("{ peer: east2 }"), CART]),
+        compiled(&[GATEWAY, ORDERS, CART]),
+    ];
+    for (worlds, least) in [(near, (100, 50)), (peers, (60, 1))] {
+        let mut worlds = worlds.map(apart);
+        for (nth, world) in worlds.iter_mut().enumerate() {
+            let address = if nth == 1 { "10.0.9.2" } else { "10.0.9.1" };
+            world.extend(strangers(address));
+        }
+        all_together(&worlds, least);
     }
+}
+
+/// Gives what is of these worlds, in many ways; so many changes at least are looked at alone, and beside what is
+/// refused.
+fn all_together(worlds: &[BTreeMap<Key, Any>], (alone_min, beside_min): (usize, usize)) {
     let [mut alone, mut beside] = [0; 2];
     for seed in 0..20 {
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -941,8 +967,8 @@ spec: { cluster: west, locality: us/us-1, gateways: ["192.0.2.7:15443"], spiffeI
         given.give(all_known(puts(&worlds[0], &Kind::ALL, "0")));
         for _ in 0..24 {
             let changes = match rng.u8(..3) {
-                0 => changes(&mut rng, &worlds),
-                _ => in_their_places(&mut rng, &worlds),
+                0 => changes(&mut rng, worlds),
+                _ => in_their_places(&mut rng, worlds),
             };
             given.give(all_known(changes));
         }
@@ -950,7 +976,7 @@ spec: { cluster: west, locality: us/us-1, gateways: ["192.0.2.7:15443"], spiffeI
         beside += given.beside;
     }
     assert!(
-        alone > 100 && beside > 50,
+        alone > alone_min && beside > beside_min,
         "{alone} of them, {beside} beside"
     );
 }
