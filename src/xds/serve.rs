@@ -28,7 +28,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Threads that carry connections: what makes a thousand clients that come back wait is that all that they
 /// have is read.
 const WORKERS_MAX: usize = 4;
-/// Connections that wait to be accepted: all that come back at once, of whom the kernel resets the rest.
+/// Connections that wait to be accepted, as far as `net.core.somaxconn` lets them: of more that come back
+/// at once the kernel resets some.
 const BACKLOG: u32 = 4096;
 
 #[derive(Debug, Args)]

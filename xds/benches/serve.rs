@@ -31,9 +31,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use self::gateways::Order;
 use tokio::net::{TcpListener, TcpSocket};
 use zeugma_xds::{Admission, Caller, Good, Plane, Server, ServerLimits, Sources, Visitor};
+
+use self::gateways::Order;
 
 // As in `zeugma`: what is freed goes back to the kernel.
 #[global_allocator]
@@ -122,6 +123,24 @@ impl Back {
             cpu_gateways: cpu(gateways.pid()).saturating_sub(used.1),
             bytes,
         }
+    }
+
+    fn goals(&self, what: &'static str, clients: usize) -> [Goal; 2] {
+        let each = self.bytes / clients;
+        [
+            (
+                what,
+                format!("{:.1?}", self.took),
+                "10 s",
+                self.took < Duration::from_secs(10),
+            ),
+            (
+                "sent to each of them",
+                format!("{each} B"),
+                "1000 B",
+                each < 1000,
+            ),
+        ]
     }
 }
 
@@ -374,8 +393,12 @@ fn goals(changes: &[&Change], figures: &Figures, clients: usize) -> [Goal; 8] {
     let (median, worst) = (changes[changes.len() / 2], changes[changes.len() - 1]);
     let encoded = changes.iter().map(|change| change.encoded).max().unwrap();
     let second = Duration::from_secs(1);
-    let (back, other) = (&figures.back, &figures.back_in_no_order);
-    let soon = Duration::from_secs(10);
+    let [back, sent] = figures.back.goals(
+        "all gateways come back at once, with what they have, as ours say it: in the names' order",
+        clients,
+    );
+    let [back_in_no_order, sent_in_no_order] =
+        (figures.back_in_no_order).goals("the same, as Envoy says it: in no order", clients);
     [
         (
             "one endpoint changed: from its file to all gateways, the median of all changes",
@@ -401,30 +424,10 @@ fn goals(changes: &[&Change], figures: &Figures, clients: usize) -> [Goal; 8] {
             "1000 kB",
             figures.kept_bytes < 1_000_000,
         ),
-        (
-            "all gateways come back at once, with what they have, as ours say it: in the names' order",
-            format!("{:.1?}", back.took),
-            "10 s",
-            back.took < soon,
-        ),
-        (
-            "sent to each of them",
-            format!("{} B", back.bytes / clients),
-            "1000 B",
-            back.bytes / clients < 1000,
-        ),
-        (
-            "the same, as Envoy says it: in no order",
-            format!("{:.1?}", other.took),
-            "10 s",
-            other.took < soon,
-        ),
-        (
-            "sent to each of them",
-            format!("{} B", other.bytes / clients),
-            "1000 B",
-            other.bytes / clients < 1000,
-        ),
+        back,
+        sent,
+        back_in_no_order,
+        sent_in_no_order,
     ]
 }
 

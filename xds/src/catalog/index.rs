@@ -37,7 +37,7 @@ impl Index {
         };
         for (place, name) in (1..).zip(&names) {
             this.text.extend_from_slice(name.as_bytes());
-            // Longer than that no catalog is: what stands behind it would not be found.
+            // Names of over 4 GiB there are not: those behind that would not be found.
             this.ends
                 .push(u32::try_from(this.text.len()).unwrap_or(u32::MAX));
             let (mut at, tag) = this.first(name);

@@ -413,7 +413,7 @@ mod tests {
     #[test]
     fn texts_are_the_same_whether_all_of_a_request_is_one_or_not() {
         let long = "x".repeat(300);
-        // Of the length 200 the first byte is one that no text begins with; of 66, `B`.
+        // A length of 66 is written as `B`, and one of 200 as two bytes that are no text.
         for version in ["1", "", "ä", "日本", &"y".repeat(66), &"z".repeat(200)] {
             let known = [("a".to_owned(), version.to_owned())];
             for extra in [None, Some(&long)] {
