@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 
@@ -36,8 +37,10 @@ impl Sds {
         method: Method,
         (svid, trusted): (&Svid, &[&Trust]),
     ) -> Result<Self> {
-        // The folder's path is too long for a socket.
-        let file = format!("zeugma-{name}-{}", std::process::id());
+        // The folder's path is too long for a socket; of one that two tests had, one's Envoy took the other's secrets.
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let nth = STARTED.fetch_add(1, Ordering::Relaxed);
+        let file = format!("zeugma-{name}-{}-{nth}", std::process::id());
         let socket = std::env::temp_dir().join(file);
         let mut command = Command::new(peers::python()?);
         command
