@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, Request, Response};
 use rustix::process::Signal;
 use rustls::AlertDescription;
 use serde_json::Value;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::Accept;
@@ -964,6 +964,81 @@ async fn a_gateway_that_is_full_is_not_taken_for_gone() {
         east.process.told()
     );
     east.process.finish().await;
+}
+
+/// An answer as one piece: that the gateway is on its way out, and the end of the connection.
+fn leaving_at_once() -> Vec<u8> {
+    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    }
+
+    let head = [b"\x88\x5f\x10", &b"application/grpc"[..]].concat();
+    let trailers = [&b"\x40\x0bgrpc-status"[..], b"\x0214"].concat();
+    [
+        frame(4, 0, 0, &[]),
+        frame(1, 4, 1, &head),
+        // Whole, and draining.
+        frame(0, 0, 1, &framed(&[0x08, 1, 0x10, 1])),
+        frame(1, 5, 1, &trailers),
+        frame(7, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]),
+    ]
+    .concat()
+}
+
+/// What comes together with the end of the connection is heard; and a gateway that could still be
+/// connected on its way out, but did not answer any more, is gone when it cannot.
+#[tokio::test]
+async fn the_last_words_of_a_gateway_are_heard_however_it_ends() {
+    let (east, west) = (Cluster::new("east"), Cluster::new("west"));
+    east.meet(&west);
+    let identity = west.gateway_identity();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let standing = tokio::spawn(async move {
+        for said in [leaving_at_once(), Vec::new()] {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut tls = identity.accept(tcp, &[ALPN]).await.unwrap();
+            let mut asked = Vec::new();
+            while !holds(&asked, "PRI * HTTP/2.0") || (!said.is_empty() && !ends_a_stream(&asked)) {
+                assert!(tls.read_buf(&mut asked).await.unwrap() > 0);
+            }
+            tls.write_all(&said).await.unwrap();
+            tls.shutdown().await.unwrap();
+        }
+    });
+    let spec = format!(
+        "
+        cluster: west
+        locality: west/west-1
+        gateways: ['{address}']
+        spiffeIDs: ['{}']",
+        west.gateway_id()
+    );
+    east.peer("west", &spec);
+    let backup = HttpService::start("backup");
+    let east = Box::pin(Gateway::of(east, &near("hello", &backup))).await;
+    (east.process)
+        .message("ZG0428 a peer's gateway is gone, as it reported")
+        .await;
+    standing.await.unwrap();
+    until_levels(&east, "hello", &[0.0, 1.0]).await;
+    let report = gateway_of(&east, "west").await["report"].clone();
+    assert_eq!(report["presence"], "gone", "{report}");
+    east.process.finish().await;
+}
+
+/// Whether a frame of what a client of HTTP/2 sent ends its stream.
+fn ends_a_stream(mut sent: &[u8]) -> bool {
+    sent = sent.get(24..).unwrap_or_default();
+    while let [a, b, c, kind, flags, _, _, _, _, rest @ ..] = sent {
+        if *kind == 0 && flags & 1 == 1 {
+            return true;
+        }
+        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+        sent = rest.get(length..).unwrap_or_default();
+    }
+    false
 }
 
 #[tokio::test]

@@ -317,8 +317,12 @@ impl Asker {
                         continue;
                     }
                     match self.leaving.take() {
-                        // Another one is there, which has not said how it stands.
-                        Some(_) if self.is_reached.get() => self.say(None).await,
+                        Some(leaving) if self.is_reached.get() => {
+                            // Another one is there, which has not said how it stands; or the same
+                            // on its way out, which is gone the next time.
+                            self.say(None).await;
+                            self.leaving = Some(leaving);
+                        }
                         Some(leaving) => self.is_gone(&leaving).await,
                         None => {}
                     }
@@ -467,10 +471,14 @@ impl Asker {
             tokio::select! {
                 biased;
                 ended = &mut listening => break ended,
-                ended = &mut connection => break match ended {
-                    Ok(()) => closed(),
-                    Err(error) => broken(&error),
-                },
+                ended = &mut connection => {
+                    let ended = ended.map_or_else(|error| broken(&error), |()| closed());
+                    // What came together with its end has not been heard yet.
+                    break match listening.await {
+                        Ended::Broken(_) => ended,
+                        told @ (Ended::Silent(_) | Ended::Malformed(_)) => told,
+                    };
+                }
                 changed = changes.changed() => {
                     if changed.is_err() {
                         break Ended::Broken("the gateway ends".to_owned());
@@ -569,18 +577,21 @@ async fn question_and_answer(reached: Upstream) -> Result<Answered, Ended> {
         .handshake::<_, Bytes>(stream)
         .await
         .map_err(|error| broken(&error))?;
-    let answering = async {
-        poll_fn(|cx| sender.poll_ready(cx)).await?;
-        let (answer, mut body) = sender.send_request(request(), false)?;
-        body.send_data(question(), true)?;
-        answer.await
-    };
-    let answer = tokio::select! {
-        answer = answering => answer.map_err(|error| broken(&error))?,
-        ended = &mut connection => return Err(match ended {
-            Ok(()) => closed(),
-            Err(error) => broken(&error),
-        }),
+    let answer = {
+        let mut answering = pin!(async {
+            poll_fn(|cx| sender.poll_ready(cx)).await?;
+            let (answer, mut body) = sender.send_request(request(), false)?;
+            body.send_data(question(), true)?;
+            answer.await
+        });
+        tokio::select! {
+            answer = &mut answering => answer.map_err(|error| broken(&error))?,
+            ended = &mut connection => {
+                let ended = ended.map_or_else(|error| broken(&error), |()| closed());
+                // An answer may have come together with the end.
+                answering.await.map_err(|_unanswered| ended)?
+            }
+        }
     };
     check_head(&answer)?;
     Ok(Answered {

@@ -354,13 +354,27 @@ impl Gateway {
     }
 }
 
+#[expect(
+    clippy::print_stdout,
+    reason = "the output of a test, shown where it fails"
+)]
 impl Drop for Gateway {
     fn drop(&mut self) {
         // Both fail only where it has ended by itself.
         self.child.kill().ok();
         self.child.wait().ok();
+        if thread::panicking() {
+            // What a test that fails now and then, on another machine, is understood by.
+            let told = self.told();
+            let from = told.lines().count().saturating_sub(TOLD_MAX);
+            println!("--- the last of what {} wrote:", self.name);
+            told.lines().skip(from).for_each(|line| println!("{line}"));
+        }
     }
 }
+
+/// The most lines of a gateway that are shown where a test fails.
+const TOLD_MAX: usize = 60;
 
 /// Holds a message of the log to have a code that is explained.
 fn has_a_code(line: &str) {
