@@ -21,6 +21,7 @@ mod ingest;
 mod meaning;
 mod meta;
 mod model;
+mod names;
 mod net;
 mod packed;
 mod parallel;

@@ -53,9 +53,19 @@ pub(crate) fn pack<M: Message + Name>(message: &M) -> Any {
     }
 }
 
+/// What stands before the name of a type.
+pub(crate) const TYPES: &str = "type.googleapis.com/";
+
+/// Whether it says that it is a message of this type.
+pub(crate) fn is_of<M: Name>(any: &Any) -> bool {
+    let name = any.type_url.strip_prefix(TYPES);
+    let name = name.and_then(|name| name.strip_prefix(M::PACKAGE));
+    name.and_then(|name| name.strip_prefix('.')) == Some(M::NAME)
+}
+
 /// Unpacks a message of exactly this type.
 pub(crate) fn unpack<M: Message + Name + Default>(any: &Any) -> Result<M, String> {
-    if any.type_url != M::type_url() {
+    if !is_of::<M>(any) {
         return Err(format!(
             "it is a `{}` and not a `{}`",
             any.type_url,

@@ -1,12 +1,14 @@
 //! The YAML parser, wrapped: strict YAML 1.2 scalars, bounded work, a position for every value.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::budget::BudgetBreach;
-use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Options, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Error, Location, MergeKeyPolicy, Options, Spanned};
 
 use crate::error::{Code, Finding, Place, suggest};
 use crate::files::Source;
@@ -131,7 +133,53 @@ pub(crate) fn read_plain<T: DeserializeOwned>(source: &Source) -> Option<T> {
     if source.text.contains(['&', '!']) {
         return None;
     }
-    serde_saphyr::from_str_with_options(&source.text, options(DuplicateKeyPolicy::Error)).ok()
+    let mut options = options(DuplicateKeyPolicy::PassThrough);
+    // A type tells by itself whether a field is there twice, and `unique` of a map: the parser need not
+    // remember each key.
+    options.merge_keys = MergeKeyPolicy::Error;
+    serde_saphyr::from_str_with_options(&source.text, options).ok()
+}
+
+/// Reads a map in which no name may stand twice, whatever the parser makes of that.
+pub(crate) fn unique<'de, D, V>(deserializer: D) -> Result<Option<BTreeMap<String, V>>, D::Error>
+where
+    D: Deserializer<'de>,
+    V: Deserialize<'de>,
+{
+    deserializer.deserialize_option(UniqueVisitor(PhantomData))
+}
+
+struct UniqueVisitor<V>(PhantomData<V>);
+
+impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueVisitor<V> {
+    type Value = Option<BTreeMap<String, V>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut map = BTreeMap::new();
+        while let Some((name, value)) = entries.next_entry::<String, V>()? {
+            if map.contains_key(&name) {
+                return Err(de::Error::custom(format_args!("`{name}` is there twice")));
+            }
+            map.insert(name, value);
+        }
+        Ok(Some(map))
+    }
 }
 
 /// What a document says, whatever it is for; `None` if it cannot be read.

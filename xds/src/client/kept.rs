@@ -156,7 +156,7 @@ fn part<'a>(
     given: &Given,
     resources: impl ExactSizeIterator<Item = (&'a Key, Option<&'a Versioned>)>,
 ) -> Vec<u8> {
-    let mut to = Writer::default();
+    let mut to = Writer::sharing();
     to.number(given.at);
     let by = (!given.by.is_empty()).then(|| format!("{BY}{}", given.by));
     to.number((resources.len() + usize::from(by.is_some())) as u64);

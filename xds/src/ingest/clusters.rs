@@ -419,21 +419,20 @@ fn socket(matched: &cluster::cluster::TransportSocketMatch) -> Result<Socket, St
         .as_ref()
         .ok_or_else(|| format!("transport socket match `{}` has no socket", matched.name))?;
     let any = typed(outer)?;
-    match pb::unpack::<pb::ProxyProtocolUpstreamTransport>(any) {
-        Ok(proxy) => {
-            let inner = proxy
-                .transport_socket
-                .ok_or("its PROXY protocol wraps no socket")?;
-            Ok(Socket {
-                tls: upstream_tls(typed(&inner)?)?,
-                proxy_protocol: true,
-            })
-        }
-        Err(_) => Ok(Socket {
+    if !pb::is_of::<pb::ProxyProtocolUpstreamTransport>(any) {
+        return Ok(Socket {
             tls: upstream_tls(any)?,
             proxy_protocol: false,
-        }),
+        });
     }
+    let proxy: pb::ProxyProtocolUpstreamTransport = pb::unpack(any)?;
+    let inner = proxy
+        .transport_socket
+        .ok_or("its PROXY protocol wraps no socket")?;
+    Ok(Socket {
+        tls: upstream_tls(typed(&inner)?)?,
+        proxy_protocol: true,
+    })
 }
 
 fn typed(socket: &core::TransportSocket) -> Result<&pb::Any, String> {
@@ -447,8 +446,8 @@ fn typed(socket: &core::TransportSocket) -> Result<&pb::Any, String> {
 }
 
 fn upstream_tls(any: &pb::Any) -> Result<EndpointTls, String> {
-    if pb::unpack::<pb::RawBuffer>(any).is_ok() {
-        return Ok(EndpointTls::None);
+    if pb::is_of::<pb::RawBuffer>(any) {
+        return pb::unpack::<pb::RawBuffer>(any).map(|_nothing| EndpointTls::None);
     }
     let context: tls::UpstreamTlsContext = pb::unpack(any)?;
     let Some(tls::common_tls_context::ValidationContextType::CombinedValidationContext(combined)) =

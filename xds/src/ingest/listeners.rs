@@ -1,6 +1,6 @@
 //! Listeners: which services they reach, and the rules of each.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use zeugma_core::admission::Rate;
@@ -13,6 +13,7 @@ use super::rbac::Listed;
 use super::{Gathered, Names, http_rules};
 use crate::compile::{ALLOW, DENY, HIDDEN, NOBODY, OF_PORT};
 use crate::meta::ListenerMeta;
+use crate::names::ByName;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, route, tcp_proxy};
 
 /// What is wrong with a listener by itself.
@@ -83,7 +84,8 @@ fn chain_to(chain: &listener::FilterChain, names: &Names) -> Result<ChainTo, Str
         .last()
         .ok_or("it has no filters")
         .and_then(typed)?;
-    if let Ok(manager) = pb::unpack::<hcm::HttpConnectionManager>(last) {
+    if pb::is_of::<hcm::HttpConnectionManager>(last) {
+        let manager: hcm::HttpConnectionManager = pb::unpack(last)?;
         return match manager.route_specifier {
             Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) => {
                 Ok(ChainTo::Routes(rds.route_config_name))
@@ -95,10 +97,13 @@ fn chain_to(chain: &listener::FilterChain, names: &Names) -> Result<ChainTo, Str
     let ix = names.service(&chain.name)?;
     let mut listed = Vec::new();
     for filter in &chain.filters {
+        let filter = typed(filter)?;
+        if !pb::is_of::<network_rbac::Rbac>(filter) {
+            continue;
+        }
+        let rbac: network_rbac::Rbac = pb::unpack(filter)?;
         // Whether they hold or are audited alone is the service's to say.
-        if let Ok(rbac) = pb::unpack::<network_rbac::Rbac>(typed(filter)?)
-            && let Some(rules) = rbac.rules.as_ref().or(rbac.shadow_rules.as_ref())
-        {
+        if let Some(rules) = rbac.rules.as_ref().or(rbac.shadow_rules.as_ref()) {
             listed.push(Listed::read(rules, names)?);
         }
     }
@@ -176,7 +181,7 @@ fn virtual_host(host: &route::VirtualHost, ix: ServiceIx, names: &Names) -> Resu
 /// What putting a listener together needs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reader<'a> {
-    pub routes: &'a HashMap<String, Vec<ReadHost>>,
+    pub routes: &'a ByName<Vec<ReadHost>>,
     pub names: &'a Names,
     pub services: &'a [Service],
 }

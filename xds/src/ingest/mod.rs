@@ -9,7 +9,7 @@ mod packed;
 mod rbac;
 mod served;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use zeugma_core::rules::Rules;
@@ -23,6 +23,7 @@ pub(crate) use self::packed::{Packed, check, may_be_peer};
 pub(crate) use self::served::{Changed, Served};
 use crate::error::{Code, Finding, Findings};
 use crate::meta::{AnyClusterMeta, ServiceMeta};
+use crate::names::ByName;
 use crate::pb::{cluster, listener};
 use crate::session::Kind;
 use crate::state::Versions;
@@ -35,9 +36,9 @@ const POLICIES_COMPARED: usize = 16;
 pub(crate) struct Names {
     /// Every name is known: what is read is to be right by itself, and goes nowhere.
     is_any: bool,
-    peers: HashMap<String, PeerIx>,
-    clusters: HashMap<String, ClusterIx>,
-    services: HashMap<String, ServiceIx>,
+    peers: ByName<PeerIx>,
+    clusters: ByName<ClusterIx>,
+    services: ByName<ServiceIx>,
 }
 
 impl Names {
@@ -142,7 +143,7 @@ pub(crate) struct Ingest {
     clusters: Vec<Arc<Cluster>>,
     services: Vec<Service>,
     listeners: Vec<Listener>,
-    routes: HashMap<String, Vec<ReadHost>>,
+    routes: ByName<Vec<ReadHost>>,
     gathered: Gathered,
     pub(crate) errors: Errors,
 }
@@ -157,7 +158,7 @@ impl Ingest {
             clusters: Vec::new(),
             services: Vec::new(),
             listeners: Vec::new(),
-            routes: HashMap::new(),
+            routes: ByName::default(),
             gathered: Gathered::default(),
             errors: Errors::default(),
         }

@@ -17,7 +17,7 @@ use super::scalar::{
     Cause, EndpointSpec, FieldName, FieldValue, GrpcName, MaybeDuration, MaybeTimes, Method, Name,
     Percent, Reference, RulePath, Size, Sni, Target, Text, whole, whole_or_none,
 };
-use crate::yaml::Placed;
+use crate::yaml::{self, Placed};
 
 /// A service, the same name in every cluster.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -32,6 +32,7 @@ pub(crate) struct MeshRoute {
     #[serde(default, deserialize_with = "whole_or_none")]
     pub port: Option<u16>,
     /// Several ports by name, instead of `port`; they fail over together.
+    #[serde(default, deserialize_with = "yaml::unique")]
     pub ports: Option<BTreeMap<String, PortSpec>>,
     /// What a listener does with TLS that asks for this route. Default: `passthrough` if tcp and
     /// every backend with endpoints is `tls: workload`, else `terminate`.
@@ -271,6 +272,7 @@ pub(crate) struct LocalitySpec {
     /// each other where they are not together `100%`. One that is not healthy enough for its share
     /// (`failover.start`) gives of it to the others; `0%` is used where the others fail. Default:
     /// endpoints alone weigh.
+    #[serde(default, deserialize_with = "yaml::unique")]
     pub spread: Option<BTreeMap<String, Text<Percent>>>,
 }
 
@@ -571,8 +573,10 @@ pub(crate) struct MatchSpec {
     /// The method; WebSocket by HTTP/2 is a `GET`. Default: any.
     pub method: Option<Text<Method>>,
     /// Headers, by name; one that a request has twice is matched by nothing. At most 16. Default: any.
+    #[serde(default, deserialize_with = "yaml::unique")]
     pub headers: Option<BTreeMap<String, Text<FieldValue>>>,
     /// Query parameters, by name; of several the first counts. At most 16. Default: any.
+    #[serde(default, deserialize_with = "yaml::unique")]
     pub query: Option<BTreeMap<String, String>>,
     /// A gRPC service or method, instead of `path` and `method`: `POST /service/method`.
     pub grpc: Option<GrpcSpec>,
@@ -658,8 +662,10 @@ pub(crate) struct HeadersSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct HeaderChangesSpec {
     /// Take the place of what is there.
+    #[serde(default, deserialize_with = "yaml::unique")]
     pub set: Option<BTreeMap<String, Text<FieldValue>>>,
     /// Come beside what is there.
+    #[serde(default, deserialize_with = "yaml::unique")]
     pub add: Option<BTreeMap<String, Text<FieldValue>>>,
     /// Are taken out, by name.
     pub remove: Option<Vec<Text<FieldName>>>,
@@ -726,6 +732,7 @@ pub(crate) struct RuleSpec {
     /// one of its values. http only; at most 16. Where a request has a header several times, `allow`
     /// needs each of its values to be named, and `"east-*"` holds of a list with commas only if each value
     /// in it begins so; `deny` needs one, which may also stand in such a list, in upper or lower case.
+    #[serde(default, deserialize_with = "yaml::unique")]
     pub headers: Option<BTreeMap<String, Vec<Text<ValuePattern>>>>,
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Texts are kept once and named by number after that, so that what is read back shares them.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +11,8 @@ use ipnet::IpNet;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::names::Host;
 use zeugma_core::snapshot::{ClusterPolicy, Table};
+
+use crate::names::ByName;
 
 /// The bytes are not what [`Writer`] writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,15 +26,35 @@ pub(crate) trait Coded: Sized {
     fn read(from: &mut Reader<'_>) -> Read<Self>;
 }
 
+/// What a cluster takes, or somewhat more.
+const ONE: usize = 1024;
+
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     bytes: Vec<u8>,
-    texts: HashMap<Box<str>, u64>,
+    /// `None`: each is written as often as it is there.
+    texts: Option<ByName<u64, Box<str>>>,
     /// What clusters share, in the order it was written.
     pub(super) policies: Vec<Arc<ClusterPolicy>>,
 }
 
 impl Writer {
+    /// One that writes a text once, for a [`Reader`].
+    pub(crate) fn sharing() -> Self {
+        Self {
+            texts: Some(ByName::default()),
+            ..Self::default()
+        }
+    }
+
+    /// One for a value that is small and written by itself.
+    pub(crate) fn of_one() -> Self {
+        Self {
+            bytes: Vec::with_capacity(ONE),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
@@ -61,11 +82,13 @@ impl Writer {
 
     /// A text by its number, from 1; 0 and the text itself where it is new.
     pub(crate) fn text(&mut self, text: &str) {
-        if let Some(known) = self.texts.get(text) {
-            return self.number(*known);
+        if let Some(texts) = &mut self.texts {
+            if let Some(known) = texts.get(text).copied() {
+                return self.number(known);
+            }
+            let next = texts.len() as u64 + 1;
+            texts.insert(text.into(), next);
         }
-        let next = self.texts.len() as u64 + 1;
-        self.texts.insert(text.into(), next);
         self.byte(0);
         self.number(text.len() as u64);
         self.bytes.extend_from_slice(text.as_bytes());

@@ -21,7 +21,7 @@ pub struct Good {
 
 impl Good {
     pub(crate) fn of<'a>(documents: impl Iterator<Item = (DocumentId, &'a Source)>) -> Self {
-        let mut to = Writer::default();
+        let mut to = Writer::sharing();
         to.byte(FORM);
         for (id, source) in documents {
             to.text(id.kind.as_str());

@@ -107,7 +107,7 @@ pub(crate) struct Made<'a> {
 impl LastGood {
     /// Keeps what was made.
     pub(crate) fn new(made: Made<'_>, snapshot: &Snapshot) -> Self {
-        let mut to = Writer::default();
+        let mut to = Writer::sharing();
         let head = Head {
             made_by: made_by(),
             name: made.options.name.clone(),
@@ -125,7 +125,7 @@ impl LastGood {
         head.write(&mut to);
         snapshot.write(&mut to);
         let rest = to.into_bytes();
-        let mut body = Writer::default();
+        let mut body = Writer::sharing();
         body.number(made.good.as_bytes().len() as u64);
         let mut body = body.into_bytes();
         body.extend_from_slice(made.good.as_bytes());
@@ -282,7 +282,7 @@ fn settings(
 /// The same, with what is said alike in many places kept once, and together: what it was made from stood
 /// between its parts. `None` where it is not read as it was written.
 pub(crate) fn compact(snapshot: &Snapshot) -> Option<Snapshot> {
-    let mut to = Writer::default();
+    let mut to = Writer::sharing();
     snapshot.write(&mut to);
     let bytes = to.into_bytes();
     let mut from = Reader::new(&bytes);

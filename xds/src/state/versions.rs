@@ -50,7 +50,7 @@ impl Versions {
 }
 
 fn of(part: &impl Coded) -> u128 {
-    let mut to = Writer::default();
+    let mut to = Writer::of_one();
     part.write(&mut to);
     Fnv::of(&to.into_bytes())
 }

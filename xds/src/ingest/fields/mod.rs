@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
-use crate::pb::{Any, METADATA};
+use crate::pb::{Any, METADATA, TYPES};
 use crate::session::Kind;
 
 /// Fields that a resource is refused for by name; there may be more.
@@ -27,8 +27,6 @@ const NAMED_MAX: usize = 8;
 const DEPTH_MAX: usize = 64;
 /// Of a map's key or a type's name, in a path.
 const TEXT_CHARS: usize = 120;
-/// What stands before the name of a type.
-const TYPES: &str = "type.googleapis.com/";
 
 /// A message in one place: which fields it has, and which of them are understood there.
 #[derive(Debug)]

@@ -143,6 +143,42 @@ fn what_may_exist_only_once_is_found_with_the_first_place() {
     ] {
         check(&of_route(spec), Code::Duplicate, path, words);
     }
+    // Each map of a route.
+    let rule = |rest: &str| {
+        format!("protocol: http, {OWN}, allow: [{{listeners: [apps]}}], rules: [{{{rest}}}]")
+    };
+    for (spec, path) in [
+        (
+            "ports: {a: {port: 80}, a: {port: 81}}, backends: [{endpoints: [10.0.0.1]}]".to_owned(),
+            "spec.ports.a",
+        ),
+        (
+            format!("protocol: http, {OWN}, locality: {{spread: {{eu: 1%, a: 99%, eu: 1%}}}}"),
+            "spec.locality.spread.eu",
+        ),
+        (
+            format!("protocol: http, {OWN}, allow: [{{headers: {{a: [b], a: [c]}}}}]"),
+            "spec.allow[0].headers.a",
+        ),
+        (
+            rule("matches: [{headers: {a: b, a: c}}]"),
+            "spec.rules[0].matches[0].headers.a",
+        ),
+        (
+            rule("matches: [{query: {a: b, a: c}}]"),
+            "spec.rules[0].matches[0].query.a",
+        ),
+        (
+            rule("headers: {request: {set: {a: b, a: c}}}"),
+            "spec.rules[0].headers.request.set.a",
+        ),
+        (
+            rule("headers: {response: {add: {a: b, a: c}}}"),
+            "spec.rules[0].headers.response.add.a",
+        ),
+    ] {
+        check(&of_route(&spec), Code::Duplicate, path, "is written twice");
+    }
     let same_address = EAST
         .replace("127.0.0.1:15001", "0.0.0.0:15443")
         .replace("role: workloads", "role: workloads, sources: [10.0.0.1]");
