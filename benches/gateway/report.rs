@@ -146,8 +146,8 @@ impl Run {
         };
         writeln!(
             out,
-            "- run {number}: {}, commit {}; {repetitions} repetitions{how}, interleaved, after one \
-             that is not kept; {seconds} s in all\n  \
+            "- run {number}: {}, commit {}; {repetitions} repetitions{how}, interleaved; \
+             {seconds} s in all\n  \
              - {}",
             self.id, self.commit, self.machine
         )?;
@@ -272,6 +272,8 @@ const HOW: &str = "
   threads that have ended included (`/proc/<pid>/stat`, in steps of 10 ms). PSS is that of the tree
   (`smaps_rollup`); for idle connections, what it grew by in a new process after 64 connections.
   Every figure is the median; ± is the median distance to it.
+- Repetitions are spread over three starts of each proxy, after one of each start that is not kept:
+  where code and memory come to lie changes a figure by up to a tenth, and is drawn at a start.
 - Each proxy has one worker (zeugma `workers: 1`, Envoy `--concurrency 1`, HAProxy `nbthread 1`,
   nginx `worker_processes 1`) and is pinned to core 0; load generator and backend share core 1.
   Traffic is on loopback. The load generator and the backend compare every byte with what it must

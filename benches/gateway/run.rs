@@ -27,8 +27,17 @@ const LOAD_CORE: &str = "1";
 const RETAKES: usize = 3;
 /// How long memory may settle after the last connection.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How often each proxy is started for the samples of a workload: where its code and memory come to lie
+/// changes a figure by a tenth, and is drawn at a start.
+const STARTS: usize = 3;
 /// Samples of idle memory and of starts: they vary less and take longer.
 const SLOW_REPETITIONS: usize = 3;
+
+/// So many samples over so many starts, none of which is without one.
+fn shares(samples: usize, starts: usize) -> impl Iterator<Item = usize> {
+    let of = move |nth| (samples + nth) / starts;
+    (0..starts).map(of).filter(|share| *share > 0)
+}
 
 /// One that takes part. The same proxy may do so twice, to see how far two measurements of it are
 /// apart.
@@ -95,19 +104,22 @@ impl Bench {
         match workload.measure {
             Measure::Cpu { full, quick } => {
                 let job = if effort.quick { quick } else { full };
-                let proxies = contestants
-                    .iter()
-                    .map(|one| Course::start(&self.site, workload.between, one))
-                    .collect::<Result<Vec<_>>>()?;
-                // The first of each fills pools, caches and branch predictors, and is not kept.
-                for repetition in 0..=effort.repetitions {
-                    for turn in order(proxies.len(), repetition) {
-                        let sample = self
-                            .cpu(workload, job, &proxies[turn])
-                            .with_context(|| contestants[turn].label.clone())?;
-                        if repetition > 0 {
-                            let label = contestants[turn].label.clone();
-                            samples.entry(label).or_default().push(sample);
+                let starts = if effort.quick { 1 } else { STARTS };
+                for (nth, repetitions) in shares(effort.repetitions, starts).enumerate() {
+                    let proxies = contestants
+                        .iter()
+                        .map(|one| Course::start(&self.site, workload.between, one))
+                        .collect::<Result<Vec<_>>>()?;
+                    // The first of each fills pools, caches and branch predictors, and is not kept.
+                    for repetition in 0..=repetitions {
+                        for turn in order(proxies.len(), nth + repetition) {
+                            let sample = self
+                                .cpu(workload, job, &proxies[turn])
+                                .with_context(|| contestants[turn].label.clone())?;
+                            if repetition > 0 {
+                                let label = contestants[turn].label.clone();
+                                samples.entry(label).or_default().push(sample);
+                            }
                         }
                     }
                 }

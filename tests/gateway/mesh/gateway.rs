@@ -193,7 +193,7 @@ impl Gateway {
 
     /// As [`message`](Self::message), of what the gateway itself waits for longest.
     pub(crate) async fn late_message(&self, text: &str) -> String {
-        self.line_of(&self.messages, text, super::DEADLINE * 3)
+        self.line_of(&self.messages, text, super::DEADLINE * 2)
             .await
     }
 

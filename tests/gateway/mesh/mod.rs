@@ -42,8 +42,9 @@ pub(crate) use namespace::{Link, Namespace, is_root_or_skipped};
 pub(crate) use pair::Pair;
 pub(crate) use service::Service;
 
-/// How long anything may take; far above what it takes on a busy machine.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+/// How long anything may take; far above what it takes on a busy machine, and above the longest pause
+/// before a control plane is asked again (30 s), which is drawn.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(45);
 /// How often what tells nothing by itself (a table in `/proc`, a counter) is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
