@@ -675,6 +675,19 @@ enum Stand {
     LeavesAndIsFull(Arc<AtomicUsize>),
 }
 
+/// Has east take what stands there for the gateway of its peer west.
+fn stands_for(east: &Cluster, west: &Cluster, address: SocketAddr) {
+    let spec = format!(
+        "
+        cluster: west
+        locality: west/west-1
+        gateways: ['{address}']
+        spiffeIDs: ['{}']",
+        west.gateway_id()
+    );
+    east.peer("west", &spec);
+}
+
 /// Serves that at an address of its own.
 async fn stand(identity: &Identity, what: Stand) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -936,15 +949,7 @@ async fn a_gateway_that_is_full_is_not_taken_for_gone() {
     let asked = Arc::new(AtomicUsize::new(0));
     let full = Stand::LeavesAndIsFull(Arc::clone(&asked));
     let (address, _tasks) = stand(&west.gateway_identity(), full).await;
-    let spec = format!(
-        "
-        cluster: west
-        locality: west/west-1
-        gateways: ['{address}']
-        spiffeIDs: ['{}']",
-        west.gateway_id()
-    );
-    east.peer("west", &spec);
+    stands_for(&east, &west, address);
     let route = http_route("hello", &["backends: [{ peer: west }]"]);
     let east = Box::pin(Gateway::of(east, &route)).await;
     east.process
@@ -1007,15 +1012,7 @@ async fn the_last_words_of_a_gateway_are_heard_however_it_ends() {
             tls.shutdown().await.unwrap();
         }
     });
-    let spec = format!(
-        "
-        cluster: west
-        locality: west/west-1
-        gateways: ['{address}']
-        spiffeIDs: ['{}']",
-        west.gateway_id()
-    );
-    east.peer("west", &spec);
+    stands_for(&east, &west, address);
     let backup = HttpService::start("backup");
     let east = Box::pin(Gateway::of(east, &near("hello", &backup))).await;
     (east.process)
@@ -1048,15 +1045,7 @@ async fn who_answers_must_be_the_peers_gateway() {
     let stranger = west.identity("ns/demo/sa/cart");
     let says = Stand::Says(whole(&service(HELLO, 0)), false);
     let (address, _tasks) = stand(&stranger, says).await;
-    let spec = format!(
-        "
-        cluster: west
-        locality: west/west-1
-        gateways: ['{address}']
-        spiffeIDs: ['{}']",
-        west.gateway_id()
-    );
-    east.peer("west", &spec);
+    stands_for(&east, &west, address);
     let east = Box::pin(Gateway::of(
         east,
         &http_route("hello", &["backends: [{ peer: west }]"]),
