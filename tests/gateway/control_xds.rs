@@ -230,12 +230,12 @@ async fn a_node_gets_its_gateways_configuration_by_its_svid_and_hears_of_changes
         line.contains("no such socket") && line.contains("east"),
         "{line}"
     );
-    let nodes = served.nodes().await;
-    assert_eq!(nodes["nodes"][0]["caller"], east.gateway_id());
-    assert_eq!(
-        nodes["nodes"][0]["types"][0]["rejected"]["detail"],
-        "no such socket"
-    );
+    let node = eventually("what the node did not take", async || {
+        let node = served.nodes().await["nodes"][0].take();
+        (node["types"][0]["rejected"]["detail"] == "no such socket").then_some(node)
+    })
+    .await;
+    assert_eq!(node["caller"], east.gateway_id());
 
     east.route("shop/carts", ORDERS);
     let told = stream.next().await.unwrap();
@@ -246,7 +246,11 @@ async fn a_node_gets_its_gateways_configuration_by_its_svid_and_hears_of_changes
     east.route("shop/orders", "{ protocol: htp }");
     let line = served.process.message("ZG0508").await;
     assert!(line.contains("MeshRoute shop/orders (last-good)"), "{line}");
-    assert!(served.page("/api/v1/findings").await.1.contains("htp"));
+    eventually("its finding", async || {
+        let (_, findings) = served.page("/api/v1/findings").await;
+        findings.contains("htp").then_some(())
+    })
+    .await;
 
     // Who is nobody's gateway gets nothing, and is told nothing.
     let cart = east.identity("ns/shop/sa/cart");

@@ -190,8 +190,11 @@ async fn an_endpoint_that_comes_back_is_given_little_at_first_and_then_its_weigh
             .until("hello", "what it is given", |now| given(now) == wanted)
             .await;
         // What programs read says the same.
-        let routes = process.admin_json("/api/v1/routes").await;
-        assert_eq!(given(&routes["routes"][0]["outbound"]), wanted, "{routes}");
+        eventually("the same of programs", async || {
+            let routes = process.admin_json("/api/v1/routes").await;
+            (given(&routes["routes"][0]["outbound"]) == wanted).then_some(())
+        })
+        .await;
         let before = bad.hits();
         for _ in 0..200 {
             assert_eq!(gateway.get("/").await.status, 200);

@@ -226,10 +226,12 @@ async fn a_peer_reports_what_it_takes_and_the_lesser_of_that_and_what_is_written
     let taken = count(&one);
     assert!(taken >= 3.0 && taken <= at_most(3.0, began), "{taken}");
     assert_eq!(taken + count(&other), 20.0);
-    // East holds to it by itself: west never has to refuse.
+    // East holds to it by itself. West refuses no more than what came closer together than it was
+    // sent, where 17 of 20 would be too many for it.
     let metrics = at_west.metrics().await;
     let refused = [("reason", "over-capacity")];
-    assert_eq!(metrics.value("zeugma_requests_total", &refused), 0.0);
+    let refused = metrics.value("zeugma_requests_total", &refused);
+    assert!(refused <= 3.0, "{refused}");
     // What is written here is less.
     orders(&east, "{ peer: west, capacity: 2/s }, { peer: north }", "");
     until_capacity(&gateway, "west", 2.0).await;
