@@ -274,7 +274,7 @@ async fn control(
         admin: AdminSide::of(&options.logging, decided.told()),
         pulses: Pulses::new(),
         started: Instant::now(),
-        #[cfg(feature = "otlp")]
+        #[cfg(any(test, feature = "otlp"))]
         spans: std::sync::OnceLock::new(),
     });
     tell_beginning(&shared, findings.as_ref(), &loaded.refused);
@@ -402,7 +402,7 @@ fn begin_beside(
     beside.spawn_local(identity::run(Arc::clone(shared)));
     beside.spawn_local(resolving);
     beside.spawn_local(reloading);
-    #[cfg(feature = "otlp")]
+    #[cfg(any(test, feature = "otlp"))]
     if let Some(exporter) = crate::otlp::begin(shared) {
         beside.spawn_local(exporter.run(Arc::clone(shared)));
     }

@@ -109,7 +109,7 @@ impl Alone {
             changes: watch::channel(0).0,
             peers: Default::default(),
             started: Instant::now(),
-            #[cfg(feature = "otlp")]
+            #[cfg(any(test, feature = "otlp"))]
             spans: std::sync::OnceLock::new(),
         });
         Self {

@@ -25,7 +25,7 @@ mod listing;
 mod logging;
 mod memory;
 mod metrics;
-#[cfg(feature = "otlp")]
+#[cfg(any(test, feature = "otlp"))]
 mod otlp;
 mod peek;
 mod peer;

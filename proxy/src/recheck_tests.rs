@@ -137,7 +137,7 @@ impl World {
             windows: Arc::default(),
             admin: AdminSide::default(),
             started: std::time::Instant::now(),
-            #[cfg(feature = "otlp")]
+            #[cfg(any(test, feature = "otlp"))]
             spans: std::sync::OnceLock::new(),
         };
         Self {

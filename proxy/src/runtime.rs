@@ -189,7 +189,7 @@ pub(crate) struct Shared {
     pub(crate) admin: AdminSide,
     pub(crate) started: Instant,
     /// Where spans go; empty where no collector is named.
-    #[cfg(feature = "otlp")]
+    #[cfg(any(test, feature = "otlp"))]
     pub(crate) spans: std::sync::OnceLock<crate::otlp::Spans>,
 }
 
@@ -218,7 +218,7 @@ impl Shared {
         self.tell_span(closed);
     }
 
-    #[cfg(feature = "otlp")]
+    #[cfg(any(test, feature = "otlp"))]
     fn tell_span(&self, closed: &Closed) {
         if let Some(spans) = self.spans.get()
             && !spans.offer(closed)
@@ -227,7 +227,7 @@ impl Shared {
         }
     }
 
-    #[cfg(not(feature = "otlp"))]
+    #[cfg(not(any(test, feature = "otlp")))]
     const fn tell_span(&self, _: &Closed) {}
 
     /// Tells of a connection that no worker saw.

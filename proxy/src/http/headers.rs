@@ -336,7 +336,7 @@ pub(crate) struct Trace {
     /// Whether the caller has sent none that is valid.
     pub(crate) is_made: bool,
     /// The caller's span, where the gateway records one of its own.
-    #[cfg(feature = "otlp")]
+    #[cfg(any(test, feature = "otlp"))]
     caller: Option<Box<str>>,
 }
 
@@ -353,7 +353,7 @@ impl Trace {
 
     /// Whether another `traceparent` is sent than the caller's.
     pub(crate) const fn is_said_anew(&self) -> bool {
-        #[cfg(feature = "otlp")]
+        #[cfg(any(test, feature = "otlp"))]
         if self.caller.is_some() {
             return true;
         }
@@ -362,7 +362,7 @@ impl Trace {
 
     /// The same with a span of the gateway's own, if the caller has it sampled (W3C Trace Context
     /// §3.3: the parent's ID is ours then, and all else goes on).
-    #[cfg(feature = "otlp")]
+    #[cfg(any(test, feature = "otlp"))]
     pub(crate) fn with_span(self, draw: impl Fn() -> u64) -> Self {
         let text = self.parent.as_str();
         let (false, Some(caller)) = (self.is_made, text.get(36..52)) else {
@@ -390,7 +390,7 @@ impl Trace {
     }
 
     /// The IDs of the gateway's own span, where it records one.
-    #[cfg(feature = "otlp")]
+    #[cfg(any(test, feature = "otlp"))]
     pub(crate) fn recorded(&self) -> Option<crate::otlp::Ids<'_>> {
         let text = self.parent.as_str();
         Some(crate::otlp::Ids {
@@ -411,7 +411,7 @@ impl Trace {
                     .unwrap(),
             ),
             is_made: true,
-            #[cfg(feature = "otlp")]
+            #[cfg(any(test, feature = "otlp"))]
             caller: None,
         }
     }
@@ -431,7 +431,7 @@ pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u6
         return Trace {
             parent: Id::Sent(parent.clone()),
             is_made: false,
-            #[cfg(feature = "otlp")]
+            #[cfg(any(test, feature = "otlp"))]
             caller: None,
         };
     }
@@ -447,7 +447,7 @@ pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u6
     Trace {
         parent: Id::Made(parent),
         is_made: true,
-        #[cfg(feature = "otlp")]
+        #[cfg(any(test, feature = "otlp"))]
         caller: None,
     }
 }
