@@ -145,11 +145,13 @@ fn begin(
         passing: Across::default(),
     };
     request.extensions_mut().insert(asked.passing.clone());
-    let context = Rc::clone(context);
     // Ends with its stream: when the caller resets it or its connection ends.
-    drop(tokio::task::spawn_local(async move {
-        answer(&context, request, respond, asked).await;
-    }));
+    drop(tokio::task::spawn_local(answer(
+        Rc::clone(context),
+        request,
+        respond,
+        asked,
+    )));
 }
 
 /// What its answer has to know of a request.
@@ -162,13 +164,13 @@ struct Asked {
 }
 
 async fn answer(
-    context: &Rc<Context>,
+    context: Rc<Context>,
     request: Request<Incoming>,
     mut respond: SendResponse<Bytes>,
     asked: Asked,
 ) {
     let is_head = asked.is_head;
-    let mut answering = Box::pin(exchange::exchange(context, request));
+    let mut answering = Box::pin(exchange::exchange(&context, request));
     let answered = std::future::poll_fn(|cx| {
         let answered = answering.as_mut().poll(cx);
         while let Some(interim) = asked.passing.pop(cx) {
