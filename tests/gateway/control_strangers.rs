@@ -205,6 +205,23 @@ async fn a_request_does_not_go_on_as_websocket_where_no_stranger_says_so() {
     let answer = read_head(&mut tcp).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     drop(tcp);
+    let line = world
+        .gateway
+        .log(|line| line["verdict"] == "not-allowed")
+        .await;
+    let detail = "it asks to go on as WebSocket, which its service is not let";
+    assert_eq!(line["error"], detail, "{line}");
+    // What explains says the same.
+    let asks = "/api/v1/explain?host=any.host&listener=inside\
+        &headers=connection=Upgrade%0Aupgrade=websocket";
+    let told = world.gateway.admin_json(asks).await;
+    let answer = told["explanation"]["answer"].as_str().unwrap_or_default();
+    assert!(
+        answer.starts_with("refused (not-allowed): it asks to go on as WebSocket, which "),
+        "{told}"
+    );
+    let to_do = told["explanation"]["to_do"].as_array().unwrap();
+    assert_eq!(to_do.len(), 1, "no rule would help: {told}");
     world.gateway.finish().await;
 }
 

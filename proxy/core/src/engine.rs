@@ -144,6 +144,24 @@ impl Headers<'_> {
         });
         times == 1 && is_it
     }
+
+    /// Whether they ask a connection of HTTP/1.1 to go on as WebSocket (RFC 9110 §7.8, RFC 6455 §4.1).
+    ///
+    /// No other protocol is passed: after `h2c`, for one, requests would flow that nobody authorizes.
+    #[must_use]
+    pub fn upgrade_to_websocket(&self) -> bool {
+        let (mut protocols, mut is_websocket) = (0, false);
+        self.each("upgrade", &mut |line| {
+            protocols += 1;
+            is_websocket = line.eq_ignore_ascii_case(b"websocket");
+        });
+        let mut has_option = false;
+        self.each("connection", &mut |line| {
+            let mut options = line.split(|byte| *byte == b',');
+            has_option |= options.any(|one| one.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+        });
+        protocols == 1 && is_websocket && has_option
+    }
 }
 
 impl std::fmt::Debug for Headers<'_> {
@@ -495,6 +513,13 @@ fn carry<'a>(
             nearest,
         } => return Err(refusal(reason, rule.or(nearest))),
     };
+    if let Some(request) = arrival.request()
+        && request.method == "GET"
+        && request.headers.upgrade_to_websocket()
+        && !snapshot.service(service).is_upgraded
+    {
+        return Err(refusal(Reason::NotAllowed, None));
+    }
     let nothing = || refusal(nothing_healthy(arrival.listener.role), None);
     let Target { cluster, matched } =
         aimed(snapshot, shares, arrival, service, draw).map_err(|astray| Refusal {

@@ -116,6 +116,14 @@ fn has(seen: &LevelSeen, now: Time) -> String {
 
 fn refused(snapshot: &Snapshot, told: &Explanation, reason: Reason) -> String {
     let service = told.service.map(|ix| snapshot.service(ix));
+    if let Some(service) = service.filter(|_| is_held_to_http(told, reason)) {
+        return format!(
+            "refused ({}): it asks to go on as WebSocket, which {} is not let; its rules let in the \
+             request itself",
+            reason.label(),
+            service.name
+        );
+    }
     let mut text = format!("refused ({}): {}", reason.label(), reason.text());
     if reason == Reason::OverCapacity
         && let Some(full) = capacity::full(snapshot, told)
@@ -153,6 +161,14 @@ fn refused(snapshot: &Snapshot, told: &Explanation, reason: Reason) -> String {
     text
 }
 
+/// Whether only what the request would go on as is refused.
+fn is_held_to_http(told: &Explanation, reason: Reason) -> bool {
+    let judged = told.judged.as_ref().map(|judged| judged.verdict);
+    reason == Reason::NotAllowed
+        && told.refused_by.is_none()
+        && matches!(judged, Some(Verdict::Allow { .. } | Verdict::Audit { .. }))
+}
+
 fn written(rule: Option<&Rule>) -> Option<String> {
     Some(rule?.position.as_ref()?.to_string())
 }
@@ -166,7 +182,13 @@ pub(super) fn to_do(snapshot: &Snapshot, question: &Question, told: &Explanation
     let service = service.map(|ix| snapshot.service(ix));
     let mut all = Vec::new();
     if let Some(service) = service {
-        if reason == Reason::NotAllowed {
+        if is_held_to_http(told, reason) {
+            all.push(format!(
+                "ask without `upgrade`: the control plane that {} is of does not say that requests \
+                 may go on as WebSocket",
+                place(service)
+            ));
+        } else if reason == Reason::NotAllowed {
             all.push(format!(
                 "to let it in, add `- {}` under `allow` of {}",
                 line_to_add(snapshot, told),
@@ -205,7 +227,9 @@ pub(super) fn to_do(snapshot: &Snapshot, question: &Question, told: &Explanation
             "the gateway has no bundle of the caller's trust domain: add it to its bundles"
                 .to_owned(),
         );
-    } else if let Some(entry) = reason.code().and_then(codes::find) {
+    } else if let Some(entry) = reason.code().and_then(codes::find)
+        && !is_held_to_http(told, reason)
+    {
         all.push(entry.action.to_owned());
     }
     all

@@ -100,7 +100,8 @@ pub(super) async fn exchange(
         return exchange.refuse(reason, None);
     }
     if exchange.upgrade.is_some() && !published.snapshot.service(service).is_upgraded {
-        return exchange.refuse(Reason::NotAllowed, None);
+        let detail = "it asks to go on as WebSocket, which its service is not let".to_owned();
+        return exchange.refuse(Reason::NotAllowed, Some(detail));
     }
     // A caller that goes on asking until its connection is closed has no right to any more.
     if let Some(ending) = context.entry.cut_off() {

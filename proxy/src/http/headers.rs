@@ -166,15 +166,7 @@ pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
 ///
 /// No other protocol is passed: after `h2c`, for one, requests would flow that nobody authorizes.
 pub(crate) fn upgrades_to_websocket(headers: &HeaderMap) -> bool {
-    let connection = headers.get_all(header::CONNECTION).iter().any(|value| {
-        value.to_str().is_ok_and(|text| {
-            text.split(',')
-                .any(|one| one.trim().eq_ignore_ascii_case("upgrade"))
-        })
-    });
-    let mut protocols = headers.get_all(header::UPGRADE).iter();
-    let only = protocols.next().filter(|_| protocols.next().is_none());
-    connection && only.is_some_and(|only| only.as_bytes().eq_ignore_ascii_case(b"websocket"))
+    zeugma_core::engine::Headers(&|name, tell| each(headers, name, tell)).upgrade_to_websocket()
 }
 
 /// Tells each value of a header.

@@ -391,6 +391,45 @@ fn a_denial_names_the_nearest_rule_and_the_fields_that_failed() {
 }
 
 #[test]
+fn websocket_is_refused_where_a_service_is_not_let_go_on_as_it() {
+    let cart = "spiffe://west.example/cart";
+    let rule = Rule {
+        from: ids(&[cart]),
+        ..Rule::default()
+    };
+    let mut one = snapshot(vec![allowing(vec![rule], service("a/one", "one.a", 80))]);
+    let ask = |of: &Snapshot, connection: &str, upgrade: &[&str]| {
+        let pairs = [("connection", connection)].into_iter();
+        let pairs = pairs.chain(upgrade.iter().map(|protocol| ("upgrade", *protocol)));
+        let headers = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        World::of(of.clone()).ask(&Question {
+            headers: headers.collect(),
+            from: Some(id(cart)),
+            ..question("one.a")
+        })
+    };
+    assert_eq!(ask(&one, "Upgrade", &["websocket"]).refused, None);
+    one.services[0].is_upgraded = false;
+    for connection in ["upgrade", "keep-alive,  Upgrade"] {
+        let told = ask(&one, connection, &["WebSocket"]);
+        assert_eq!(told.refused, Some(Reason::NotAllowed), "{connection}");
+        let judged = told.judged.unwrap();
+        assert!(matches!(judged.verdict, Verdict::Allow { .. }));
+        assert_eq!(told.to, None, "it does not come that far");
+    }
+    // What asks for something else, or says it twice, goes on as what it is.
+    let others: [(&str, &[&str]); 4] = [
+        ("upgrade", &["h2c"]),
+        ("close", &["websocket"]),
+        ("upgrade", &["websocket", "websocket"]),
+        ("upgraded", &["websocket"]),
+    ];
+    for (connection, upgrade) in others {
+        assert_eq!(ask(&one, connection, upgrade).refused, None, "{upgrade:?}");
+    }
+}
+
+#[test]
 fn who_calls_through_a_peer_is_who_its_gateway_attests() {
     let rule = Rule {
         from: ids(&["spiffe://west.example/cart"]),
