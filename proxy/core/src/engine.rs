@@ -145,7 +145,7 @@ impl Headers<'_> {
         times == 1 && is_it
     }
 
-    /// Whether they ask a connection of HTTP/1.1 to go on as WebSocket (RFC 9110 §7.8, RFC 6455 §4.1).
+    /// Whether they have a connection of HTTP/1.1 go on as WebSocket (RFC 9110 §7.8, RFC 6455 §4).
     ///
     /// No other protocol is passed: after `h2c`, for one, requests would flow that nobody authorizes.
     #[must_use]

@@ -162,9 +162,7 @@ pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Whether a message changes the protocol to WebSocket, and to nothing else (RFC 6455 §4).
-///
-/// No other protocol is passed: after `h2c`, for one, requests would flow that nobody authorizes.
+/// Whether a message changes the protocol to WebSocket, and to nothing else, as the core sees it.
 pub(crate) fn upgrades_to_websocket(headers: &HeaderMap) -> bool {
     zeugma_core::engine::Headers(&|name, tell| each(headers, name, tell)).upgrade_to_websocket()
 }
