@@ -20,24 +20,26 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::mesh::within;
 
-/// The thread that all services of this test binary run on.
+/// The threads of [`io`]: on one alone a service that computes would hold up those of other tests.
+const IO_THREADS: usize = 2;
+
+/// What all services of this test binary run on, until it ends.
 pub(crate) fn io() -> &'static Handle {
-    static IO: OnceLock<Handle> = OnceLock::new();
-    IO.get_or_init(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+    static IO: OnceLock<Runtime> = OnceLock::new();
+    let runtime = IO.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(IO_THREADS)
             .enable_all()
             .build()
-            .unwrap();
-        let handle = runtime.handle().clone();
-        std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
-        handle
-    })
+            .unwrap()
+    });
+    runtime.handle()
 }
 
 /// A listening address that ends with what it accepted when it is stopped.

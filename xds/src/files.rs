@@ -27,6 +27,9 @@ pub(crate) const LIMITS: ReadLimits = ReadLimits {
     documents_max: 100_000,
 };
 
+/// What an editor may put before a file's first line.
+const BOM: char = '\u{feff}';
+
 /// One YAML document, as text.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
@@ -280,11 +283,9 @@ pub(crate) fn split(path: &Path, text: &str) -> Vec<Source> {
     let file: Arc<str> = path.display().to_string().into();
     let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let mut sources = Vec::new();
-    let mut current = String::new();
-    let mut lines_before = 0;
-    let mut finish = |text: &mut String, lines_before: u32| {
-        let text = std::mem::take(text);
-        let says_something = text
+    let mut add = |(lines_before, blanks, from): (u32, &str, usize), to: usize| {
+        let says = text.get(from..to).unwrap_or_default();
+        let says_something = says
             .lines()
             .map(str::trim_start)
             .any(|line| !line.is_empty() && !line.starts_with('#'));
@@ -294,40 +295,59 @@ pub(crate) fn split(path: &Path, text: &str) -> Vec<Source> {
                 folder: folder.clone(),
                 lines_before,
                 nth: 0,
-                text,
+                text: [blanks, says].concat(),
             });
         }
     };
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    for (at, line) in (1_u32..).zip(text.split_inclusive('\n')) {
+    // The lines before it, what stands before its text, and where that begins.
+    let mut document = (
+        0,
+        "",
+        if text.starts_with(BOM) {
+            BOM.len_utf8()
+        } else {
+            0
+        },
+    );
+    let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+    let starts = std::iter::once(document.2).chain(ends.map(|(end, _)| end.saturating_add(1)));
+    for (nth, start) in (1_u32..).zip(starts) {
+        let line = text.get(start..).unwrap_or_default();
         match marker_rest(line) {
             Some("") => {
-                finish(&mut current, lines_before);
-                lines_before = at;
+                add(document, start);
+                let next = line
+                    .find('\n')
+                    .map_or(line.len(), |end| end.saturating_add(1));
+                document = (nth, "", start.saturating_add(next));
             }
             Some(rest) => {
-                finish(&mut current, lines_before);
+                add(document, start);
                 // Content may follow on the marker's line; blanks keep its column.
-                lines_before = at.saturating_sub(1);
-                current.push_str("   ");
-                current.push_str(rest);
+                document = (
+                    nth.saturating_sub(1),
+                    "   ",
+                    text.len().saturating_sub(rest.len()),
+                );
             }
-            None => current.push_str(line),
+            None => {}
         }
     }
-    finish(&mut current, lines_before);
+    add(document, text.len());
     sources
 }
 
-/// What follows a document marker on its line: empty, or content that begins with a blank.
-fn marker_rest(line: &str) -> Option<&str> {
-    let rest = line
+/// What follows a document marker at the start of `text`: empty where its line says nothing else, or
+/// all of it, which begins with a blank.
+fn marker_rest(text: &str) -> Option<&str> {
+    let rest = text
         .strip_prefix("---")
-        .or_else(|| line.strip_prefix("..."))?;
-    if rest.trim().is_empty() || rest.trim_start().starts_with('#') {
+        .or_else(|| text.strip_prefix("..."))?;
+    let line = rest.lines().next().unwrap_or_default();
+    if line.trim().is_empty() || line.trim_start().starts_with('#') {
         return Some("");
     }
-    rest.starts_with([' ', '\t']).then_some(rest)
+    line.starts_with([' ', '\t']).then_some(rest)
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Finding {

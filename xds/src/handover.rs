@@ -7,7 +7,7 @@ use zeugma_core::snapshot::{Node, Snapshot};
 
 use crate::compile::{Compiled, Context, Made, ResourceList};
 use crate::error::Findings;
-use crate::ingest::{Ingest, ReadChain, ReadCluster, ReadHost};
+use crate::ingest::{Ingest, Names, ReadChain, ReadCluster, ReadHost};
 use crate::pb::{self, route};
 
 /// The snapshot of what `context` compiles to, and the list of its resources.
@@ -19,20 +19,21 @@ pub(crate) fn snapshot(
     let compiled = Compiled::new(context, findings);
     let mut list = ResourceList::default();
     let mut ingest = Ingest::new(node);
-    let take = |list: &mut ResourceList, ingest: &mut Ingest, read: Vec<(usize, ReadCluster)>| {
-        let clusters = read.into_iter().map(|(bytes, cluster)| {
-            list.add('c', bytes, cluster.name());
-            cluster
-        });
-        ingest.clusters(clusters);
+    let all = |made: Vec<Made>, ingest: &Ingest| -> Vec<(usize, ReadCluster)> {
+        made.into_iter()
+            .map(|made| read(made, &ingest.names))
+            .collect()
     };
-    let peers = (compiled.peers().into_iter())
-        .map(|made| read(made, &ingest))
-        .collect();
-    take(&mut list, &mut ingest, peers);
-    let mut clusters = compiled.clusters(|made| read(made, &ingest));
-    clusters.extend((compiled.others().into_iter()).map(|made| read(made, &ingest)));
-    take(&mut list, &mut ingest, clusters);
+    let peers = all(compiled.peers(), &ingest);
+    take(peers, &mut list, &mut ingest);
+    // What clusters name are peers, all of which are known.
+    let names = ingest.names.clone();
+    compiled.clusters(
+        |made| read(made, &names),
+        |clusters| take(clusters, &mut list, &mut ingest),
+    );
+    let others = all(compiled.others(), &ingest);
+    take(others, &mut list, &mut ingest);
     let routes = compiled.routes(|host| {
         let bytes = field(host.encoded_len());
         (bytes, ReadHost::read(&host, &ingest.names))
@@ -58,10 +59,18 @@ pub(crate) fn snapshot(
     (ingest.end().map_err(Findings::from), list)
 }
 
-fn read(made: Made, ingest: &Ingest) -> (usize, ReadCluster) {
+fn read(made: Made, names: &Names) -> (usize, ReadCluster) {
     let Made { cluster, meta } = made;
     let bytes = cluster.encoded_len() + pb::metadata_len(&meta);
-    (bytes, ReadCluster::read(&cluster, meta, &ingest.names))
+    (bytes, ReadCluster::read(&cluster, meta, names))
+}
+
+fn take(read: Vec<(usize, ReadCluster)>, list: &mut ResourceList, ingest: &mut Ingest) {
+    let clusters = read.into_iter().map(|(bytes, cluster)| {
+        list.add('c', bytes, cluster.name());
+        cluster
+    });
+    ingest.clusters(clusters);
 }
 
 /// What a message of this length takes as a field, whose number is below 16.

@@ -250,7 +250,7 @@ impl Sources {
             Err(unmade(format!("no thread to read it on: {error}")).into())
         })?;
         // They stand where all the rest was, and would hold its memory back.
-        let last_good = LastGood::from_bytes(made.as_bytes().to_vec());
+        let last_good = made.clone();
         drop(made);
         (last_good.load(&path, options)).map_err(|error| {
             unmade(format!("what was made of it is not read back: {error}")).into()

@@ -30,7 +30,7 @@ pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resource
         (cluster.name.clone(), pb::pack(&cluster))
     };
     let mut clusters: Vec<_> = compiled.peers().into_iter().map(pack).collect();
-    clusters.extend(compiled.clusters(pack));
+    compiled.clusters(pack, |packed| clusters.extend(packed));
     clusters.extend(compiled.others().into_iter().map(pack));
     let routes = compiled.routes(|host| host).into_iter();
     let listeners = compiled.listeners(findings, |chain| chain).into_iter();

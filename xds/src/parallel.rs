@@ -26,6 +26,9 @@ fn map_on<T: Send, R: Send>(
     of: impl Fn(T) -> R + Sync,
 ) -> Vec<R> {
     let each = things.len().div_ceil(threads.max(1)).max(EACH_MIN);
+    if things.len() <= each {
+        return things.into_iter().map(of).collect();
+    }
     let mut parts = Vec::new();
     while things.len() > each {
         parts.push(things.split_off(things.len() - each));

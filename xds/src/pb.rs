@@ -32,6 +32,8 @@ pub(crate) use envoy_types::pb::google::protobuf::{
 pub(crate) use envoy_types::pb::google::rpc::Status;
 
 mod len;
+mod read;
+mod write;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -40,7 +42,7 @@ use ipnet::IpNet;
 use prost::{Message, Name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
 
 /// The key of our metadata on any resource.
 pub(crate) const METADATA: &str = "dev.zeugma";
@@ -105,10 +107,8 @@ pub(crate) const fn boolean(value: bool) -> Option<BoolValue> {
 /// Our metadata, made from anything serde can write.
 pub(crate) fn metadata<T: Serialize>(value: &T) -> core::Metadata {
     let mut metadata = core::Metadata::default();
-    if let Ok(Value::Object(fields)) = serde_json::to_value(value) {
-        metadata
-            .filter_metadata
-            .insert(METADATA.to_owned(), to_struct(fields));
+    if let Some(fields) = write::to_struct(value) {
+        metadata.filter_metadata.insert(METADATA.to_owned(), fields);
     }
     metadata
 }
@@ -127,31 +127,7 @@ pub(crate) fn from_metadata<T: DeserializeOwned>(
     let fields = metadata
         .and_then(|metadata| metadata.filter_metadata.get(METADATA))
         .ok_or_else(|| format!("it has no `{METADATA}` metadata"))?;
-    serde_json::from_value(from_struct(fields))
-        .map_err(|error| format!("its `{METADATA}` metadata: {error}"))
-}
-
-fn to_struct(fields: Map<String, Value>) -> Struct {
-    Struct {
-        fields: fields
-            .into_iter()
-            .map(|(key, value)| (key, to_value(value)))
-            .collect(),
-    }
-}
-
-fn to_value(value: Value) -> PbValue {
-    let kind = match value {
-        Value::Null => Kind::NullValue(0),
-        Value::Bool(value) => Kind::BoolValue(value),
-        Value::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
-        Value::String(value) => Kind::StringValue(value),
-        Value::Array(values) => Kind::ListValue(ListValue {
-            values: values.into_iter().map(to_value).collect(),
-        }),
-        Value::Object(fields) => Kind::StructValue(to_struct(fields)),
-    };
-    PbValue { kind: Some(kind) }
+    read::from_struct(fields).map_err(|error| format!("its `{METADATA}` metadata: {error}"))
 }
 
 /// A struct as JSON.
@@ -178,18 +154,22 @@ fn from_value(value: &PbValue) -> Value {
     }
 }
 
-/// Protobuf has doubles alone; a whole number below 2^53 is read back as one.
 fn from_number(value: f64) -> Value {
-    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
-    if value.fract() == 0.0 && (0.0..EXACT_MAX).contains(&value) {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "whole, not negative and below 2^53"
-        )]
-        return Value::Number(Number::from(value as u64));
+    match whole(value) {
+        Some(value) => Value::Number(Number::from(value)),
+        None => Number::from_f64(value).map_or(Value::Null, Value::Number),
     }
-    Number::from_f64(value).map_or(Value::Null, Value::Number)
+}
+
+/// Protobuf has doubles alone; a whole number below 2^53 is read back as one.
+fn whole(value: f64) -> Option<u64> {
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole, not negative and below 2^53"
+    )]
+    (value.fract() == 0.0 && (0.0..EXACT_MAX).contains(&value)).then_some(value as u64)
 }
 
 /// A socket address as xDS has it.
@@ -278,3 +258,6 @@ pub(crate) fn beginning(text: &str) -> matcher::StringMatcher {
         ignore_case: false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,7 +113,8 @@ impl fmt::Display for Locality {
         f.write_str(&self.region)?;
         for part in [&self.zone, &self.subzone] {
             if !part.is_empty() {
-                write!(f, "/{part}")?;
+                f.write_str("/")?;
+                f.write_str(part)?;
             }
         }
         Ok(())

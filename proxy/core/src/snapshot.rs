@@ -478,7 +478,7 @@ pub enum Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Socket(address) => write!(f, "{address}"),
+            Self::Socket(address) => address.fmt(f),
             Self::Name(host, port) | Self::Each(host, port) => write!(f, "{host}:{port}"),
         }
     }

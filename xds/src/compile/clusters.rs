@@ -367,7 +367,7 @@ fn assignment(
     levels: &[Vec<usize>],
     start: f64,
 ) -> endpoint::ClusterLoadAssignment {
-    let mut endpoints = Vec::new();
+    let mut endpoints = Vec::with_capacity(levels.iter().map(Vec::len).sum());
     // Whole weights that give each peer the weight of one own endpoint of weight 1.
     let unit = targets
         .iter()

@@ -169,6 +169,9 @@ pub(crate) struct Context<'m> {
     pub node: &'m Node,
 }
 
+/// Services whose clusters are made before the next ones.
+const AT_A_TIME: usize = 1024;
+
 /// A cluster, and its metadata apart: within one process nobody has to read it back.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Made {
@@ -200,10 +203,17 @@ impl<'m> Compiled<'m> {
             .collect()
     }
 
-    /// The clusters of services.
-    pub(crate) fn clusters<R: Send>(&self, of: impl Fn(Made) -> R + Sync) -> Vec<R> {
-        let made = self.clusters_by(|unmade| unmade.make().map(|made| made.map(&of)));
-        made.into_iter().flatten().flatten().collect()
+    /// The clusters of services, some hundreds at a time: what they are made of need not be in memory of
+    /// all of them.
+    pub(crate) fn clusters<R: Send>(
+        &self,
+        of: impl Fn(Made) -> R + Sync,
+        mut to: impl FnMut(Vec<R>),
+    ) {
+        for services in self.services.list.chunks(AT_A_TIME) {
+            let made = self.clusters_of(services, |unmade| unmade.make().map(|made| made.map(&of)));
+            to(made.into_iter().flatten().flatten().collect());
+        }
     }
 
     /// What `of` makes of the clusters of each service: to workloads, and to other clusters where it has
@@ -212,7 +222,14 @@ impl<'m> Compiled<'m> {
         &self,
         of: impl Fn(Unmade<'_, [Option<Made>; 2]>) -> R + Sync,
     ) -> Vec<R> {
-        let all: Vec<&Service<'_>> = self.services.list.iter().collect();
+        self.clusters_of(&self.services.list, of)
+    }
+
+    fn clusters_of<R: Send>(
+        &self,
+        services: &[Service<'_>],
+        of: impl Fn(Unmade<'_, [Option<Made>; 2]>) -> R + Sync,
+    ) -> Vec<R> {
         let each = |service: &Service<'_>| {
             let made = |scope| clusters::service(self.context, service, scope);
             let input = || {
@@ -226,7 +243,7 @@ impl<'m> Compiled<'m> {
             };
             of(Unmade::new("", &input, &make))
         };
-        parallel::map(all, each)
+        parallel::map(services.iter().collect(), each)
     }
 
     /// The clusters of mirrors and of splits alone.
@@ -293,7 +310,9 @@ fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Services<'m> {
     let mut services = Services::default();
     let is_http = |port: &Port| port.protocol == ProtocolSpec::Http;
     for route in &context.model.routes {
-        for port in route.ports() {
+        let ports = route.ports();
+        let first_http = ports.iter().position(is_http);
+        for (nth, port) in ports.into_iter().enumerate() {
             let targets = target::targets(context.model, route, &port, context.node);
             let levels = levels::levels(
                 &targets.iter().collect::<Vec<_>>(),
@@ -301,7 +320,7 @@ fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Services<'m> {
                 &route.spec.locality,
                 &route.spec.failover,
             );
-            if route.ports().iter().find(|port| is_http(port)) == Some(&port) {
+            if first_http == Some(nth) {
                 for finding in http_rules::indistinct(route, &targets, context.node) {
                     findings.push(finding);
                 }

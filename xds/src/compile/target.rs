@@ -70,7 +70,7 @@ pub(crate) fn targets(
     port: &Port,
     node: &Node,
 ) -> Vec<Target> {
-    let mut targets: Vec<Target> = Vec::new();
+    let mut targets: Vec<Target> = Vec::with_capacity(route.spec.backends.len());
     for (at, backend) in route.spec.backends.iter().enumerate() {
         let name = backend.display_name(at);
         let peer = match (&backend.peer, &backend.cluster) {

@@ -23,6 +23,7 @@ use crate::meta::{
     ClusterMeta, EndpointMeta, ExportMeta, HashMeta, InboundMeta, PeerMeta, ProtocolMeta,
     RetriesMeta, ServiceMeta, TimeoutsMeta, VersionMeta,
 };
+use crate::names::ByName;
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
 
 /// A peer, from the cluster of its gateways.
@@ -479,12 +480,16 @@ fn endpoints(cluster: &cluster::Cluster, route: &str, names: &Names) -> Result<F
         .load_assignment
         .as_ref()
         .ok_or("it has no load assignment")?;
-    let sockets: BTreeMap<&str, Socket> = cluster
+    let sockets: ByName<Socket, &str> = cluster
         .transport_socket_matches
         .iter()
         .map(|matched| Ok((matched.name.as_str(), socket(matched)?)))
         .collect::<Result<_, String>>()?;
-    let mut endpoints: Vec<Endpoint> = Vec::new();
+    let count = assignment
+        .endpoints
+        .iter()
+        .map(|group| group.lb_endpoints.len());
+    let mut endpoints: Vec<Endpoint> = Vec::with_capacity(count.sum());
     let mut known: BTreeMap<EndpointKey, usize> = BTreeMap::new();
     let mut members: BTreeMap<u32, Vec<EndpointIx>> = BTreeMap::new();
     for group in &assignment.endpoints {
@@ -581,7 +586,7 @@ fn endpoint(
     lb: &endpoint::LbEndpoint,
     locality: &Locality,
     route: &str,
-    sockets: &BTreeMap<&str, Socket>,
+    sockets: &ByName<Socket, &str>,
     names: &Names,
 ) -> Result<Endpoint, String> {
     let Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)) = &lb.host_identifier else {
@@ -606,9 +611,8 @@ fn endpoint(
     if weight == 0 {
         return Err(format!("endpoint {address} has weight 0"));
     }
-    let key = format!("{route}|{}|{address}|{}", meta.backend, tls_text(&tls));
     Ok(Endpoint {
-        key: EndpointKey(key.into()),
+        key: EndpointKey(key(route, &meta.backend, &address, &tls)),
         backend: meta.backend.as_str().into(),
         address,
         weight: f64::from(weight),
@@ -630,6 +634,14 @@ fn endpoint(
             .transpose()?,
         is_down: false,
     })
+}
+
+/// What tells an endpoint of a route from all others.
+fn key(route: &str, backend: &str, address: &Address, tls: &EndpointTls) -> Arc<str> {
+    let address = address.to_string();
+    [route, "|", backend, "|", &address, "|", &tls_text(tls)]
+        .concat()
+        .into()
 }
 
 fn socket_name(lb: &endpoint::LbEndpoint) -> String {

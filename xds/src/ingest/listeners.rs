@@ -259,7 +259,7 @@ impl Reader<'_> {
             ChainTo::Nowhere => {}
             ChainTo::Hidden(ix, names) => self.add_hosts(hosts, ix, Some(&names))?,
             ChainTo::Service(ix, listed, mirrors) => {
-                gather(gathered, ix, &listed, (mirrors, None))?;
+                gather(gathered, ix, listed, (mirrors, None))?;
                 reached.insert(ix);
             }
             ChainTo::Routes(name) => {
@@ -270,7 +270,7 @@ impl Reader<'_> {
                 // What is wrong with one was said of its route configuration.
                 for host in hosts.iter().filter_map(|ReadHost(host)| host.as_ref().ok()) {
                     let said = (host.mirrors.clone(), host.http_rules.clone());
-                    gather(gathered, host.ix, &host.rules, said)
+                    gather(gathered, host.ix, host.rules.iter().cloned(), said)
                         .map_err(|error| format!("virtual host `{}`: {error}", host.name))?;
                     reached.insert(host.ix);
                 }
@@ -283,11 +283,11 @@ impl Reader<'_> {
 fn gather(
     gathered: &mut Gathered,
     ix: ServiceIx,
-    listed: &[Listed],
+    listed: impl IntoIterator<Item = Listed>,
     said: (Vec<Mirror>, Option<Arc<Rules>>),
 ) -> Result<(), String> {
     let rules = gathered.rules.entry(ix).or_default();
-    (listed.iter()).try_for_each(|listed| rules.add(listed))?;
+    (listed.into_iter()).try_for_each(|listed| rules.add(listed))?;
     match gathered.routed.get(&ix) {
         Some((known, _)) if *known != said.0 => {
             Err("its mirrors differ between listeners".to_owned())

@@ -32,7 +32,7 @@ use crate::state::Versions;
 const POLICIES_COMPARED: usize = 16;
 
 /// Names of what was ingested so far.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Names {
     /// Every name is known: what is read is to be right by itself, and goes nowhere.
     is_any: bool,

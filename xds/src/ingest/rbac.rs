@@ -1,6 +1,5 @@
 //! Envoy's RBAC, in the shape that rules compile to, back to rules.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use zeugma_core::authorize::path::is_usable;
@@ -34,14 +33,12 @@ impl Listed {
         };
         let mut policies: Vec<_> = rules.policies.iter().collect();
         policies.sort_by_key(|(name, _)| name.as_str());
-        let rules = policies
-            .into_iter()
-            .map(|(name, policy)| {
-                let (at, rule) = rule(name, policy, names)
-                    .map_err(|error| format!("policy `{name}`: {error}"))?;
-                Ok((name.clone(), at, rule))
-            })
-            .collect::<Result<_, String>>()?;
+        let mut rules = Vec::with_capacity(policies.len());
+        for (name, policy) in policies {
+            let (at, rule) =
+                rule(name, policy, names).map_err(|error| format!("policy `{name}`: {error}"))?;
+            rules.push((name.clone(), at, rule));
+        }
         Ok(Self { is_allow, rules })
     }
 }
@@ -49,27 +46,29 @@ impl Listed {
 /// Rules by their place in the list they were written in.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Numbered {
-    allow: BTreeMap<usize, Rule>,
-    deny: BTreeMap<usize, Rule>,
+    allow: Vec<(usize, Rule)>,
+    deny: Vec<(usize, Rule)>,
 }
 
 impl Numbered {
     /// Adds the rules that one listener has.
-    pub(super) fn add(&mut self, listed: &Listed) -> Result<(), String> {
+    pub(super) fn add(&mut self, listed: Listed) -> Result<(), String> {
         let list = if listed.is_allow {
             &mut self.allow
         } else {
             &mut self.deny
         };
-        for (name, at, rule) in &listed.rules {
-            match list.get(at) {
-                Some(known) if known != rule => {
+        if list.is_empty() {
+            // Most services have one rule: room that grows is room for four.
+            list.reserve_exact(listed.rules.len());
+        }
+        for (name, at, rule) in listed.rules {
+            match list.binary_search_by_key(&at, |(known, _)| *known) {
+                Ok(known) if list.get(known).is_some_and(|(_, known)| *known != rule) => {
                     return Err(format!("policy `{name}` differs between listeners"));
                 }
-                Some(_) => {}
-                None => {
-                    list.insert(*at, rule.clone());
-                }
+                Ok(_) => {}
+                Err(between) => list.insert(between, (at, rule)),
             }
         }
         Ok(())
@@ -79,8 +78,8 @@ impl Numbered {
     pub(super) fn into_policy(self, mode: PolicyMode) -> Policy {
         Policy {
             mode,
-            allow: self.allow.into_values().collect(),
-            deny: self.deny.into_values().collect(),
+            allow: self.allow.into_iter().map(|(_, rule)| rule).collect(),
+            deny: self.deny.into_iter().map(|(_, rule)| rule).collect(),
         }
     }
 }

@@ -37,6 +37,14 @@ pub(crate) struct Port {
 const HTTP_PORT: u16 = 80;
 
 impl MeshRoute {
+    /// Gives back the room that its lists grew into as they were read: most have one entry, and room for
+    /// four.
+    pub(super) fn shrink_to_fit(&mut self) {
+        self.backends.shrink_to_fit();
+        self.allow.shrink_to_fit();
+        self.deny.shrink_to_fit();
+    }
+
     fn protocol_default(&self) -> ProtocolSpec {
         self.protocol.unwrap_or(ProtocolSpec::Tcp)
     }

@@ -20,6 +20,13 @@ impl<T> List<T> {
     pub(crate) fn extend(&mut self, more: impl IntoIterator<Item = T>) {
         self.0.get_or_insert_default().extend(more);
     }
+
+    /// Gives back the room that nothing is in.
+    pub(crate) fn shrink_to_fit(&mut self) {
+        if let Some(list) = &mut self.0 {
+            list.shrink_to_fit();
+        }
+    }
 }
 
 impl<T> Default for List<T> {

@@ -437,6 +437,8 @@ impl Model {
 
     /// Takes out the documents of these numbers, and puts others in.
     pub(crate) fn replace(&mut self, out: &BTreeSet<u32>, others: Vec<AnyDocument>) {
+        let is_sorted = self.routes.is_sorted_by_key(|route| route.stands());
+        let stays = out.is_empty() && others.is_empty() && is_sorted;
         self.gateways
             .retain(|gateway| !out.contains(&gateway.nth()));
         self.peers.retain(|peer| !out.contains(&peer.nth()));
@@ -459,7 +461,9 @@ impl Model {
         self.routes.sort_by_key(|route| route.stands());
         self.defaults.sort_by_key(|one| one.stands());
         self.domains.sort_by_key(Document::stands);
-        self.index();
+        if !stays {
+            self.index();
+        }
     }
 }
 
@@ -695,7 +699,10 @@ impl AnyDocument {
     pub(crate) fn read(source: Source) -> Result<Self, Box<(Source, Finding)>> {
         // Most documents are routes, and right.
         let source = match yaml::read_plain(&source) {
-            Some(RouteDocument { metadata, spec, .. }) => {
+            Some(RouteDocument {
+                metadata, mut spec, ..
+            }) => {
+                spec.shrink_to_fit();
                 let document = wrap(metadata, spec, source, OnceLock::new());
                 return Ok(Self::Route(Arc::new(document)));
             }
