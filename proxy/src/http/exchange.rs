@@ -88,7 +88,7 @@ pub(super) async fn exchange(
     // Boxed, for it is handed on to whoever answers.
     let mut exchange = Box::new(Exchange::begin(context, &published, head, present));
     exchange.upgrade = upgrade;
-    exchange.passing = passing.or_else(|| exchange.head.extensions.remove().map(Passing::Across));
+    exchange.passing = passing;
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }

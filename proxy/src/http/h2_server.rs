@@ -22,7 +22,7 @@ use super::date;
 use super::expect::{self, Across, Interim};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings, When};
-use super::stream::{self, Incoming};
+use super::stream::{self, Incoming, Whose};
 use super::{Context, DATA_FRAME_BUDGET, Ended, Look, STREAM_SEND_BYTES, Watch, exchange};
 use crate::transport::sent::Link;
 
@@ -137,14 +137,18 @@ fn begin(
     let window = flow.open(respond.stream_id().as_u32());
     let (head, recv) = request.into_parts();
     let interim = expect::expects_continue(&head.headers).then(Interim::default);
-    let body = Incoming::h2(recv, window, &head.headers, None, interim.clone());
-    let mut request = Request::from_parts(head, body);
+    let passing = Across::default();
+    let whose = Whose::Caller {
+        interim: interim.clone(),
+        passing: passing.clone(),
+    };
+    let body = Incoming::h2(recv, window, &head.headers, whose);
+    let request = Request::from_parts(head, body);
     let asked = Asked {
         is_head: request.method() == Method::HEAD,
         interim,
-        passing: Across::default(),
+        passing,
     };
-    request.extensions_mut().insert(asked.passing.clone());
     // Ends with its stream: when the caller resets it or its connection ends.
     drop(tokio::task::spawn_local(answer(
         Rc::clone(context),
