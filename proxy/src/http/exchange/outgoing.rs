@@ -52,7 +52,12 @@ impl Exchange {
     fn outgoing_headers(&self, endpoint: &Endpoint, is_h2: bool) -> HeaderMap {
         let mut out = HeaderMap::with_capacity(self.head.headers.len() + ADDED);
         self.each_outgoing(endpoint, is_h2, |name, value| {
-            out.append(name.clone(), value.to_value());
+            let mut value = value.to_value();
+            if headers::is_said_once(name) {
+                // RFC 7541 §7.1.3: never indexed.
+                value.set_sensitive(true);
+            }
+            out.append(name.clone(), value);
         });
         out
     }
