@@ -3,7 +3,7 @@
 //! hyper hides which stream a body belongs to, which windows of our own need (`flow`), and cannot
 //! be asked to PING by need.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -148,14 +148,12 @@ fn begin(
         is_head: request.method() == Method::HEAD,
         interim,
         passing,
+        header_timeout: context.worker.shared.settings.limits.header_timeout,
     };
+    // Not in the task's own future, which tokio moves, and all that is in it.
+    let answering = Box::pin(exchange::exchange(Rc::clone(context), request));
     // Ends with its stream: when the caller resets it or its connection ends.
-    drop(tokio::task::spawn_local(answer(
-        Rc::clone(context),
-        request,
-        respond,
-        asked,
-    )));
+    drop(tokio::task::spawn_local(answer(answering, respond, asked)));
 }
 
 /// What its answer has to know of a request.
@@ -165,16 +163,15 @@ struct Asked {
     /// It waits to be asked for its body.
     interim: Option<Interim>,
     passing: Across,
+    header_timeout: Duration,
 }
 
 async fn answer(
-    context: Rc<Context>,
-    request: Request<Incoming>,
+    mut answering: Pin<Box<impl Future<Output = Response<Outgoing>>>>,
     mut respond: SendResponse<Bytes>,
     asked: Asked,
 ) {
     let is_head = asked.is_head;
-    let mut answering = Box::pin(exchange::exchange(&context, request));
     let answered = std::future::poll_fn(|cx| {
         let answered = answering.as_mut().poll(cx);
         while let Some(interim) = asked.passing.pop(cx) {
@@ -205,11 +202,10 @@ async fn answer(
     complete(&mut head.headers, &body, head.status, is_head);
     let is_end = is_head || body.is_end_stream();
     // An answer of ours is as short as a head.
-    let limits = &context.worker.shared.settings.limits;
-    let patience = body.patience().unwrap_or(limits.header_timeout);
+    let patience = body.patience().unwrap_or(asked.header_timeout);
     let sent = respond.send_response(Response::from_parts(head, ()), is_end);
     match sent {
-        Ok(_stream) if is_end => read_away(body, patience).await,
+        Ok(_stream) if is_end => Box::pin(read_away(body, patience)).await,
         Ok(mut stream) => {
             if let Err(error) = stream::send(body, &mut stream, Some(patience)).await {
                 tracing::debug!(%error, "a response was not sent to its end");
