@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -233,18 +233,21 @@ async fn read_away(mut body: Outgoing, patience: Duration) {
 
 /// Leaves the headers that HTTP/2 has, and names the length of a body that is known, and the time.
 fn complete(headers: &mut http::HeaderMap, body: &Outgoing, status: StatusCode, is_head: bool) {
-    // RFC 9113 §8.2.2: our own answers name it for HTTP/1.1.
-    headers.remove(header::CONNECTION);
-    if !headers.contains_key(header::DATE)
-        && let Some(now) = date::now()
-    {
+    // Looking each of them up would hash it, and most answers have few headers.
+    let has = |name: &HeaderName| headers.keys().any(|key| key == name);
+    let (has_date, has_length) = (has(&header::DATE), has(&header::CONTENT_LENGTH));
+    if has(&header::CONNECTION) {
+        // RFC 9113 §8.2.2: our own answers name it for HTTP/1.1.
+        headers.remove(header::CONNECTION);
+    }
+    if !has_date && let Some(now) = date::now() {
         headers.insert(header::DATE, now);
     }
     // RFC 9110 §8.6: not in answers that have none by definition.
     let has_body = !is_head && !status.is_informational() && status != StatusCode::NO_CONTENT;
     if has_body
         && status != StatusCode::NOT_MODIFIED
-        && !headers.contains_key(header::CONTENT_LENGTH)
+        && !has_length
         && let Some(length) = body.size_hint().exact()
         && !body.is_end_stream()
     {
