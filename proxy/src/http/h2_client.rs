@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -245,7 +245,8 @@ impl Place {
             Sending(task.abort_handle())
         });
         let responding = std::future::poll_fn(|cx| {
-            while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            // Pending, there is no answer either.
+            while let Some(Ok(interim)) = ready!(response.poll_informational(cx)) {
                 if interim.status() == StatusCode::CONTINUE
                     && let Some(gate) = &ahead.gate
                 {
