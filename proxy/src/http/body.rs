@@ -649,6 +649,7 @@ mod tests {
 
     use super::*;
     use crate::http::flow::{Flow, Side};
+    use crate::http::stream::Whose;
 
     const KEPT_MAX: usize = 1000;
 
@@ -678,7 +679,7 @@ mod tests {
             let (request, _respond) = connection.accept().await.unwrap().unwrap();
             let (head, recv) = request.into_parts();
             let window = Flow::new(&Arc::default(), Side::Server, 1).open(1);
-            let incoming = Incoming::h2(recv, window, &head.headers, None, None);
+            let incoming = Incoming::h2(recv, window, &head.headers, Whose::Endpoint(None));
             let source = Source::new(incoming, KEPT_MAX, Instant::now());
             let copy = source.tee(KEPT_MAX);
             let body = source.next_try();

@@ -74,7 +74,7 @@ pub(super) struct Exchange {
 
 /// Answers one request, by an endpoint or by ourselves.
 pub(super) async fn exchange(
-    context: &Rc<Context>,
+    context: Rc<Context>,
     request: Request<Incoming>,
 ) -> Response<Outgoing> {
     let published = context.worker.shared.published.load_full();
@@ -86,9 +86,9 @@ pub(super) async fn exchange(
     let asks = present.has(Present::EXPECT) && expects_continue(&head.headers);
     let gate = (asks && !incoming.is_end_stream()).then(Gate::default);
     // Boxed, for it is handed on to whoever answers.
-    let mut exchange = Box::new(Exchange::begin(context, &published, head, present));
+    let mut exchange = Box::new(Exchange::begin(&context, &published, head, present));
     exchange.upgrade = upgrade;
-    exchange.passing = passing.or_else(|| exchange.head.extensions.remove().map(Passing::Across));
+    exchange.passing = passing;
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -151,9 +151,9 @@ struct Way {
     across: Option<Across>,
 }
 
-/// The way to a caller by HTTP/2, or from an endpoint by it: what the extensions of a message take.
+/// The way to a caller by HTTP/2, or from an endpoint by it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Across(Arc<Mutex<Passed>>);
+pub(crate) struct Across(Rc<RefCell<Passed>>);
 
 #[derive(Debug, Default)]
 struct Passed {
@@ -163,12 +163,21 @@ struct Passed {
     waker: Option<Waker>,
 }
 
+/// Who is told of what comes ahead of the answer to a request by HTTP/2: interim responses.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead {
+    /// By 100: the endpoint asks for the body.
+    pub(crate) gate: Option<Gate>,
+    /// By others.
+    pub(crate) passing: Option<Across>,
+}
+
 impl Passing {
     /// Keeps back what the rule of the request takes out of answers.
     pub(super) fn is_led_by(&self, ruled: Ruled) {
         match self {
             Self::Here(Here(way)) => way.borrow_mut().passed.ruled = Some(ruled),
-            Self::Across(across) => across.lock().ruled = Some(ruled),
+            Self::Across(Across(passed)) => passed.borrow_mut().ruled = Some(ruled),
         }
     }
 
@@ -188,7 +197,7 @@ impl Passing {
                 let Way { passed, across } = &mut *way.borrow_mut();
                 let new = || {
                     let new = Across::default();
-                    new.lock().ruled.clone_from(&passed.ruled);
+                    new.0.borrow_mut().ruled.clone_from(&passed.ruled);
                     new
                 };
                 across.get_or_insert_with(new).clone()
@@ -214,7 +223,7 @@ impl Here {
     pub(crate) fn next(&self) -> Option<Response<()>> {
         let Way { passed, across } = &mut *self.0.borrow_mut();
         let own = passed.heads.pop_front();
-        own.or_else(|| across.as_ref()?.lock().heads.pop_front())
+        own.or_else(|| across.as_ref()?.0.borrow_mut().heads.pop_front())
     }
 }
 
@@ -225,19 +234,14 @@ impl Way {
 }
 
 impl Across {
-    fn lock(&self) -> MutexGuard<'_, Passed> {
-        // Nothing that holds it can fail.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// As [`Passing::push`].
     pub(crate) fn push(&self, response: Response<()>) {
-        self.lock().push(response);
+        self.0.borrow_mut().push(response);
     }
 
     /// The next one, if there is one now.
     pub(crate) fn pop(&self, cx: &Context<'_>) -> Option<Response<()>> {
-        let mut passed = self.lock();
+        let mut passed = self.0.borrow_mut();
         passed.waker = Some(cx.waker().clone());
         passed.heads.pop_front()
     }

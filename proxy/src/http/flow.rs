@@ -961,7 +961,7 @@ mod tests {
 
     use super::*;
     use crate::http::body::Outgoing;
-    use crate::http::stream::{self, Incoming};
+    use crate::http::stream::{self, Incoming, Whose};
 
     const ROUND_TRIP: Duration = Duration::from_millis(100);
 
@@ -1173,7 +1173,7 @@ mod tests {
                 let window = ours.open(response.stream_id().as_u32());
                 let receiving = async {
                     let (head, recv) = response.await.unwrap().into_parts();
-                    let body = Incoming::h2(recv, window, &head.headers, None, None);
+                    let body = Incoming::h2(recv, window, &head.headers, Whose::Endpoint(None));
                     body.collect().await.unwrap().to_bytes()
                 };
                 let sending = stream::send(whole(bytes), &mut send, None);
@@ -1207,7 +1207,7 @@ mod tests {
             });
             let echoing = async {
                 let (head, recv) = request.into_parts();
-                let body = Incoming::h2(recv, window, &head.headers, None, None);
+                let body = Incoming::h2(recv, window, &head.headers, Whose::Endpoint(None));
                 let bytes = body.collect().await.unwrap().to_bytes();
                 let mut send = respond.send_response(Response::new(()), false).unwrap();
                 stream::send(whole(&bytes), &mut send, None).await.unwrap();

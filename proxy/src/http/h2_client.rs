@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,11 +15,11 @@ use tokio::time::timeout;
 use zeugma_core::snapshot::Failure;
 
 use super::body::Outgoing;
-use super::expect::{Across, Gate};
+use super::expect::Ahead;
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings, When};
 use super::pool::SendError;
-use super::stream::{self, Incoming, Sending};
+use super::stream::{self, Incoming, Sending, Whose};
 use super::unheard::{Hearing, Host};
 use super::{DATA_FRAME_BUDGET, STREAM_SEND_BYTES};
 use crate::runtime::Shared;
@@ -219,10 +219,9 @@ impl Place {
     pub(crate) async fn send(
         mut self,
         request: Request<Outgoing>,
+        ahead: Ahead,
     ) -> Result<(Response<Incoming>, StreamCount), SendError> {
-        let (mut head, body) = request.into_parts();
-        let gate = head.extensions.remove::<Gate>();
-        let passing = head.extensions.remove::<Across>();
+        let (head, body) = request.into_parts();
         let is_end = body.is_end_stream();
         let unsent = |error: h2::Error| SendError {
             failure: Failure::RefusedStream,
@@ -246,13 +245,14 @@ impl Place {
             Sending(task.abort_handle())
         });
         let responding = std::future::poll_fn(|cx| {
-            while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            // Pending, there is no answer either.
+            while let Some(Ok(interim)) = ready!(response.poll_informational(cx)) {
                 if interim.status() == StatusCode::CONTINUE
-                    && let Some(gate) = &gate
+                    && let Some(gate) = &ahead.gate
                 {
                     gate.open();
                 }
-                if let Some(passing) = &passing {
+                if let Some(passing) = &ahead.passing {
                     passing.push(interim);
                 }
             }
@@ -260,7 +260,7 @@ impl Place {
         });
         let response = responding.await.map_err(|error| self.explain(&error))?;
         let (head, recv) = response.into_parts();
-        let body = Incoming::h2(recv, window, &head.headers, sending, None);
+        let body = Incoming::h2(recv, window, &head.headers, Whose::Endpoint(sending));
         Ok((Response::from_parts(head, body), self.count))
     }
 

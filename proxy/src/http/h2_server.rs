@@ -3,7 +3,7 @@
 //! hyper hides which stream a body belongs to, which windows of our own need (`flow`), and cannot
 //! be asked to PING by need.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,7 +22,7 @@ use super::date;
 use super::expect::{self, Across, Interim};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings, When};
-use super::stream::{self, Incoming};
+use super::stream::{self, Incoming, Whose};
 use super::{Context, DATA_FRAME_BUDGET, Ended, Look, STREAM_SEND_BYTES, Watch, exchange};
 use crate::transport::sent::Link;
 
@@ -137,21 +137,23 @@ fn begin(
     let window = flow.open(respond.stream_id().as_u32());
     let (head, recv) = request.into_parts();
     let interim = expect::expects_continue(&head.headers).then(Interim::default);
-    let body = Incoming::h2(recv, window, &head.headers, None, interim.clone());
-    let mut request = Request::from_parts(head, body);
+    let passing = Across::default();
+    let whose = Whose::Caller {
+        interim: interim.clone(),
+        passing: passing.clone(),
+    };
+    let body = Incoming::h2(recv, window, &head.headers, whose);
+    let request = Request::from_parts(head, body);
     let asked = Asked {
         is_head: request.method() == Method::HEAD,
         interim,
-        passing: Across::default(),
+        passing,
+        header_timeout: context.worker.shared.settings.limits.header_timeout,
     };
-    request.extensions_mut().insert(asked.passing.clone());
+    // Not in the task's own future, which tokio moves, and all that is in it.
+    let answering = Box::pin(exchange::exchange(Rc::clone(context), request));
     // Ends with its stream: when the caller resets it or its connection ends.
-    drop(tokio::task::spawn_local(answer(
-        Rc::clone(context),
-        request,
-        respond,
-        asked,
-    )));
+    drop(tokio::task::spawn_local(answer(answering, respond, asked)));
 }
 
 /// What its answer has to know of a request.
@@ -161,16 +163,15 @@ struct Asked {
     /// It waits to be asked for its body.
     interim: Option<Interim>,
     passing: Across,
+    header_timeout: Duration,
 }
 
 async fn answer(
-    context: Rc<Context>,
-    request: Request<Incoming>,
+    mut answering: Pin<Box<impl Future<Output = Response<Outgoing>>>>,
     mut respond: SendResponse<Bytes>,
     asked: Asked,
 ) {
     let is_head = asked.is_head;
-    let mut answering = Box::pin(exchange::exchange(&context, request));
     let answered = std::future::poll_fn(|cx| {
         let answered = answering.as_mut().poll(cx);
         while let Some(interim) = asked.passing.pop(cx) {
@@ -201,11 +202,10 @@ async fn answer(
     complete(&mut head.headers, &body, head.status, is_head);
     let is_end = is_head || body.is_end_stream();
     // An answer of ours is as short as a head.
-    let limits = &context.worker.shared.settings.limits;
-    let patience = body.patience().unwrap_or(limits.header_timeout);
+    let patience = body.patience().unwrap_or(asked.header_timeout);
     let sent = respond.send_response(Response::from_parts(head, ()), is_end);
     match sent {
-        Ok(_stream) if is_end => read_away(body, patience).await,
+        Ok(_stream) if is_end => Box::pin(read_away(body, patience)).await,
         Ok(mut stream) => {
             if let Err(error) = stream::send(body, &mut stream, Some(patience)).await {
                 tracing::debug!(%error, "a response was not sent to its end");
@@ -233,18 +233,21 @@ async fn read_away(mut body: Outgoing, patience: Duration) {
 
 /// Leaves the headers that HTTP/2 has, and names the length of a body that is known, and the time.
 fn complete(headers: &mut http::HeaderMap, body: &Outgoing, status: StatusCode, is_head: bool) {
-    // RFC 9113 §8.2.2: our own answers name it for HTTP/1.1.
-    headers.remove(header::CONNECTION);
-    if !headers.contains_key(header::DATE)
-        && let Some(now) = date::now()
-    {
+    // Looking each of them up would hash it, and most answers have few headers.
+    let has = |name: &HeaderName| headers.keys().any(|key| key == name);
+    let (has_date, has_length) = (has(&header::DATE), has(&header::CONTENT_LENGTH));
+    if has(&header::CONNECTION) {
+        // RFC 9113 §8.2.2: our own answers name it for HTTP/1.1.
+        headers.remove(header::CONNECTION);
+    }
+    if !has_date && let Some(now) = date::now() {
         headers.insert(header::DATE, now);
     }
     // RFC 9110 §8.6: not in answers that have none by definition.
     let has_body = !is_head && !status.is_informational() && status != StatusCode::NO_CONTENT;
     if has_body
         && status != StatusCode::NOT_MODIFIED
-        && !headers.contains_key(header::CONTENT_LENGTH)
+        && !has_length
         && let Some(length) = body.size_hint().exact()
         && !body.is_end_stream()
     {

@@ -295,6 +295,12 @@ impl<'a, const N: usize> From<&'a Id<N>> for Said<'a> {
     }
 }
 
+/// Whether each request has a value of its own: in a table of HPACK it is found by nobody, takes the
+/// place of what would be, and is looked at whenever the next one is looked for.
+pub(crate) fn is_said_once(name: &HeaderName) -> bool {
+    name == REQUEST_ID || name == TRACEPARENT
+}
+
 /// The request's ID if it is short and printable, else a new one.
 pub(crate) fn request_id(
     headers: &HeaderMap,

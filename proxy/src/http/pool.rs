@@ -17,7 +17,7 @@ use zeugma_core::snapshot::{ClusterIx, Endpoint, EndpointKey, EndpointTls, Failu
 use zeugma_core::verdict::Reason;
 
 use super::body::{BodyError, Outgoing};
-use super::expect::Gate;
+use super::expect::{Ahead, Gate};
 use super::h1::{Asked, Connection, Rewound};
 use super::h2_client::{Multiplexed, Place, StreamCount};
 use super::headers::Present;
@@ -204,10 +204,9 @@ impl Alternating {
         }
     }
 
-    fn begin(&mut self, mut request: Request<Outgoing>) {
+    fn begin(&mut self, request: Request<Outgoing>) {
         self.mind(request.body());
-        let gate = request.extensions_mut().remove::<Gate>();
-        self.connection.begin(request, gate);
+        self.connection.begin(request, None);
     }
 
     /// Sends what was begun and waits for the head of its response.
@@ -492,7 +491,7 @@ impl Lease {
                 turn.response(worker).await
             }
             Err(place) => {
-                let (response, stream) = place.send(request).await?;
+                let (response, stream) = place.send(request, Ahead::default()).await?;
                 Ok((response, Some(stream)))
             }
         }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::Counted;
 use super::body::{BodyError, Outgoing};
-use super::expect::{Interim, Passing};
+use super::expect::{Across, Interim, Passing};
 use super::flow::OpenWindow;
 use super::h1::{self, Rewound};
 use super::headers::{self, Present};
@@ -39,10 +39,19 @@ pub(crate) struct Recv {
     /// What the length that the message names leaves to come.
     left: Option<u64>,
     ended: bool,
-    /// Asks the caller for it, once, when it is read.
-    interim: Option<Interim>,
-    /// The other half, where it is written by a task: ended with this one.
-    _sending: Option<Sending>,
+    whose: Whose,
+}
+
+/// Who sends on an HTTP/2 stream.
+#[derive(Debug)]
+pub(crate) enum Whose {
+    Caller {
+        /// Asks for the body, once, when it is read.
+        interim: Option<Interim>,
+        passing: Across,
+    },
+    /// With the other half, where it is written by a task: ended with this one.
+    Endpoint(#[expect(dead_code, reason = "held for its drop")] Option<Sending>),
 }
 
 /// A task that writes a request's body; it ends when dropped.
@@ -61,16 +70,14 @@ impl Incoming {
         stream: RecvStream,
         window: OpenWindow,
         headers: &HeaderMap,
-        sending: Option<Sending>,
-        interim: Option<Interim>,
+        whose: Whose,
     ) -> Self {
         Self::H2(Box::new(Recv {
-            interim,
+            whose,
             left: headers::content_length(headers),
             ended: stream.is_end_stream(),
             stream,
             window,
-            _sending: sending,
         }))
     }
 }
@@ -85,11 +92,15 @@ impl Incoming {
         }
     }
 
-    /// Where interim responses go, of a caller by HTTP/1.1.
+    /// Where interim responses go, of a caller.
     pub(super) fn passing(&self) -> Option<Passing> {
         match self {
             Self::H1(body) => body.passing(),
-            Self::Answer(_) | Self::H2(_) => None,
+            Self::H2(recv) => match &recv.whose {
+                Whose::Caller { passing, .. } => Some(Passing::Across(passing.clone())),
+                Whose::Endpoint(_) => None,
+            },
+            Self::Answer(_) => None,
         }
     }
 
@@ -140,7 +151,9 @@ impl Recv {
         if self.ended {
             return Poll::Ready(None);
         }
-        if let Some(interim) = self.interim.take() {
+        if let Whose::Caller { interim, .. } = &mut self.whose
+            && let Some(interim) = interim.take()
+        {
             interim.ask();
         }
         match ready!(self.stream.poll_data(cx)) {

@@ -73,8 +73,8 @@ impl Exchange {
                     deadlines.hold(timer, source, turn.response(&worker)).await
                 }
                 Err(place) => {
-                    let request = self.for_stream(endpoint, source);
-                    let sending = Box::pin(place.send(request));
+                    let (request, ahead) = self.for_stream(endpoint, source);
+                    let sending = Box::pin(place.send(request, ahead));
                     let sent = deadlines.hold(timer, source, sending).await;
                     sent.map(|sent| sent.map(|(response, stream)| (response, Some(stream))))
                 }

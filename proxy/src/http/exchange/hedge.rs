@@ -410,9 +410,9 @@ async fn run(
                 deadlines.hold(&context.timer, source, answering).await
             }
             Err(place) => {
-                let request = shared.borrow().for_stream(endpoint, source);
+                let (request, ahead) = shared.borrow().for_stream(endpoint, source);
                 source.keeps(oldest);
-                let sending = Box::pin(place.send(request));
+                let sending = Box::pin(place.send(request, ahead));
                 let sent = deadlines.hold(&context.timer, source, sending).await;
                 sent.map(|sent| sent.map(|(response, stream)| (response, Some(stream))))
             }

@@ -9,6 +9,7 @@ use zeugma_core::snapshot::Endpoint;
 
 use super::Exchange;
 use crate::http::body::{Outgoing, Source};
+use crate::http::expect::{Ahead, Passing};
 use crate::http::headers::{self, Present, Said, TRACEPARENT};
 use crate::http::pool::Turn;
 use crate::http::{h1, ruled, upgrade};
@@ -51,7 +52,12 @@ impl Exchange {
     fn outgoing_headers(&self, endpoint: &Endpoint, is_h2: bool) -> HeaderMap {
         let mut out = HeaderMap::with_capacity(self.head.headers.len() + ADDED);
         self.each_outgoing(endpoint, is_h2, |name, value| {
-            out.append(name.clone(), value.to_value());
+            let mut value = value.to_value();
+            if headers::is_said_once(name) {
+                // RFC 7541 §7.1.3: never indexed.
+                value.set_sensitive(true);
+            }
+            out.append(name.clone(), value);
         });
         out
     }
@@ -194,21 +200,25 @@ impl Exchange {
         });
     }
 
-    /// The request for a stream of HTTP/2.
-    pub(super) fn for_stream(&self, endpoint: &Endpoint, source: &Source) -> Request<Outgoing> {
+    /// The request for a stream of HTTP/2, and who is told of what comes before its answer.
+    pub(super) fn for_stream(
+        &self,
+        endpoint: &Endpoint,
+        source: &Source,
+    ) -> (Request<Outgoing>, Ahead) {
         let head = self.outgoing_head(endpoint, true);
         let mut request = Request::from_parts(head, source.next_try());
-        if let Some(gate) = source.gate() {
+        let ahead = Ahead {
+            gate: source.gate(),
+            passing: self.passing.as_ref().map(Passing::across),
+        };
+        if ahead.gate.is_some() {
             let expect = HeaderValue::from_static("100-continue");
             request.headers_mut().insert(header::EXPECT, expect);
-            request.extensions_mut().insert(gate);
-        }
-        if let Some(passing) = &self.passing {
-            request.extensions_mut().insert(passing.across());
         }
         if self.upgrade.is_some() {
             upgrade::ask_on_stream(&mut request);
         }
-        request
+        (request, ahead)
     }
 }
