@@ -388,6 +388,14 @@ mod tests {
             ]
         );
         assert_eq!(texts("--- {a: 1}\n"), [(0, "    {a: 1}\n".to_owned())]);
+        assert_eq!(
+            texts("\u{feff}---\r\na: 1\r\n--- {b: 1}\n# c\nd: 2\n...\ne: 3\n---"),
+            [
+                (1, "a: 1\r\n".to_owned()),
+                (2, "    {b: 1}\n# c\nd: 2\n".to_owned()),
+                (6, "e: 3\n".to_owned()),
+            ]
+        );
         assert_eq!(texts("---a: 1\n"), [(0, "---a: 1\n".to_owned())]);
     }
 

@@ -169,7 +169,7 @@ fn whole(value: f64) -> Option<u64> {
         clippy::cast_sign_loss,
         reason = "whole, not negative and below 2^53"
     )]
-    (value.fract() == 0.0 && (0.0..EXACT_MAX).contains(&value)).then_some(value as u64)
+    (value.fract() == 0.0 && (0.0..EXACT_MAX).contains(&value)).then(|| value as u64)
 }
 
 /// A socket address as xDS has it.

@@ -169,7 +169,8 @@ pub(crate) struct Context<'m> {
     pub node: &'m Node,
 }
 
-/// Services whose clusters are made before the next ones.
+/// Services whose clusters are made before the next ones: enough for several threads, and a tenth of those
+/// that a gateway is measured with.
 const AT_A_TIME: usize = 1024;
 
 /// A cluster, and its metadata apart: within one process nobody has to read it back.
@@ -203,8 +204,7 @@ impl<'m> Compiled<'m> {
             .collect()
     }
 
-    /// The clusters of services, some hundreds at a time: what they are made of need not be in memory of
-    /// all of them.
+    /// The clusters of services, [`AT_A_TIME`]: what they are made of need not be in memory of all of them.
     pub(crate) fn clusters<R: Send>(
         &self,
         of: impl Fn(Made) -> R + Sync,

@@ -163,7 +163,7 @@ pub(crate) struct Index {
 }
 
 impl Model {
-    /// Builds the index; called once, when every document is read.
+    /// Builds the index, of the routes alone; called when every document is read, and when routes changed.
     pub(crate) fn index(&mut self) {
         let mut index = Index::default();
         for (at, route) in self.routes.iter().enumerate() {

@@ -1,10 +1,47 @@
 //! Any value from a `google.protobuf.Struct`, as from the JSON that it stands for.
 
-use serde::de::value::{Error, MapAccessDeserializer, MapDeserializer, SeqDeserializer};
-use serde::de::{self, Deserialize, Deserializer, IntoDeserializer, Visitor};
+use std::fmt::Display;
+
+use serde::de::value::{MapAccessDeserializer, MapDeserializer, SeqDeserializer};
+use serde::de::{
+    Deserialize, Deserializer, Error as _, Expected, IntoDeserializer, Unexpected, Visitor,
+};
 use serde::forward_to_deserialize_any;
 
 use super::{Kind, PbValue, Struct, whole};
+
+/// What is wrong, in the words of JSON.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Error(String);
+
+impl serde::de::Error for Error {
+    fn custom<T: Display>(message: T) -> Self {
+        Self(message.to_string())
+    }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self(format!(
+            "invalid type: {}, expected {expected}",
+            in_json(found)
+        ))
+    }
+
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self(format!(
+            "invalid value: {}, expected {expected}",
+            in_json(found)
+        ))
+    }
+}
+
+fn in_json(found: Unexpected<'_>) -> String {
+    if found == Unexpected::Unit {
+        "null".to_owned()
+    } else {
+        found.to_string()
+    }
+}
 
 /// Reads it.
 ///
@@ -41,6 +78,12 @@ impl<'de> Deserializer<'de> for Fields<'de> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
+        if self.0.fields.len() != 1 {
+            return Err(Error::invalid_value(
+                Unexpected::Map,
+                &"map with a single key",
+            ));
+        }
         let mut fields = MapDeserializer::new(sorted(self.0));
         let value = visitor.visit_enum(MapAccessDeserializer::new(&mut fields))?;
         fields.end()?;
@@ -56,6 +99,33 @@ impl<'de> Deserializer<'de> for Fields<'de> {
 #[derive(Clone, Copy)]
 struct Of<'de>(&'de PbValue);
 
+impl<'de> Of<'de> {
+    /// `None` for null, and for a number that JSON has none of and writes as null.
+    fn kind(self) -> Option<&'de Kind> {
+        self.0.kind.as_ref().filter(|kind| match kind {
+            Kind::NullValue(_) => false,
+            Kind::NumberValue(value) => value.is_finite(),
+            Kind::BoolValue(_)
+            | Kind::StringValue(_)
+            | Kind::ListValue(_)
+            | Kind::StructValue(_) => true,
+        })
+    }
+
+    fn unexpected(self) -> Unexpected<'de> {
+        match self.kind() {
+            None | Some(Kind::NullValue(_)) => Unexpected::Unit,
+            Some(Kind::BoolValue(value)) => Unexpected::Bool(*value),
+            Some(Kind::NumberValue(value)) => {
+                whole(*value).map_or(Unexpected::Float(*value), Unexpected::Unsigned)
+            }
+            Some(Kind::StringValue(value)) => Unexpected::Str(value),
+            Some(Kind::ListValue(_)) => Unexpected::Seq,
+            Some(Kind::StructValue(_)) => Unexpected::Map,
+        }
+    }
+}
+
 impl<'de> IntoDeserializer<'de, Error> for Of<'de> {
     type Deserializer = Self;
 
@@ -68,7 +138,7 @@ impl<'de> Deserializer<'de> for Of<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match &self.0.kind {
+        match self.kind() {
             None | Some(Kind::NullValue(_)) => visitor.visit_unit(),
             Some(Kind::BoolValue(value)) => visitor.visit_bool(*value),
             Some(Kind::NumberValue(value)) => match whole(*value) {
@@ -87,7 +157,7 @@ impl<'de> Deserializer<'de> for Of<'de> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match &self.0.kind {
+        match self.kind() {
             None | Some(Kind::NullValue(_)) => visitor.visit_none(),
             Some(_) => visitor.visit_some(self),
         }
@@ -107,16 +177,14 @@ impl<'de> Deserializer<'de> for Of<'de> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        match &self.0.kind {
+        match self.kind() {
             Some(Kind::StringValue(value)) => {
                 visitor.visit_enum(value.as_str().into_deserializer())
             }
             Some(Kind::StructValue(fields)) => {
                 Fields(fields).deserialize_enum(name, variants, visitor)
             }
-            _ => Err(de::Error::custom(format_args!(
-                "it is no name of a variant of `{name}`"
-            ))),
+            _ => Err(Error::invalid_type(self.unexpected(), &"string or map")),
         }
     }
 

@@ -142,6 +142,14 @@ fn what_is_wrong_with_metadata_is_told_as_of_json() {
     same::<EndpointMeta>(with(endpoint(), "/workload", json!("yes")));
     same::<EndpointMeta>(with(endpoint(), "/capacity", json!(5_000_000_000_u64)));
     same::<EndpointMeta>(with(endpoint(), "/version", json!("h4")));
+    same::<EndpointMeta>(with(endpoint(), "/backend", json!(null)));
+    for version in [json!(3), json!(null), json!([]), json!({})] {
+        same::<EndpointMeta>(with(endpoint(), "/version", version));
+    }
+    for hash in [json!(3), json!({}), json!({"header": "x", "source": null})] {
+        same::<Holder<HashMeta>>(json!({"it": hash}));
+    }
+    same::<AnyClusterMeta>(with(traffic(), "/route", json!(null)));
     same::<PeerMeta>(json!({"peer": [1]}));
     same::<ClusterMeta>(json!({"route": "a", "failover": []}));
     // Of doubles that are no whole numbers of ours none is read as one.
@@ -149,11 +157,29 @@ fn what_is_wrong_with_metadata_is_told_as_of_json() {
         let json = with(endpoint(), "/capacity", json!(number));
         assert!(read::<EndpointMeta>(json).is_err(), "{number}");
     }
-    let kindless = read::<Holder<HashMeta>>(json!({"it": 3})).unwrap_err();
-    assert!(kindless.contains("HashMeta"), "{kindless}");
+    for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let mut metadata = of(endpoint());
+        let fields = metadata.filter_metadata.get_mut(METADATA).unwrap();
+        let kind = Some(Kind::NumberValue(number));
+        fields
+            .fields
+            .insert("capacity".to_owned(), PbValue { kind });
+        let read = from_metadata::<EndpointMeta>(Some(&metadata)).unwrap();
+        assert_eq!(read.capacity, None, "{number}");
+        assert_eq!(written(number).kind, Some(Kind::NullValue(0)), "{number}");
+    }
     assert!(
         from_metadata::<EndpointMeta>(None)
             .unwrap_err()
             .contains(METADATA)
     );
+}
+
+fn written(number: f64) -> PbValue {
+    #[derive(serde::Serialize)]
+    struct One {
+        it: f64,
+    }
+    let mut written = write::to_struct(&One { it: number }).unwrap();
+    written.fields.remove("it").unwrap()
 }

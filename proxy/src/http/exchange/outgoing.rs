@@ -54,7 +54,7 @@ impl Exchange {
         self.each_outgoing(endpoint, is_h2, |name, value| {
             let mut value = value.to_value();
             if headers::is_said_once(name) {
-                // RFC 7541 §7.1.3: never indexed.
+                // Never indexed (RFC 7541 §6.2.3): of the two ways past the table the one that can be asked for.
                 value.set_sensitive(true);
             }
             out.append(name.clone(), value);
