@@ -431,14 +431,85 @@ async fn an_answer_to_head_that_ends_behind_its_head_is_complete() {
     gateway.process.finish().await;
 }
 
+const HEADERS: u8 = 0x1;
+const SETTINGS: u8 = 0x4;
+
+/// An answer of 200 that is over: END_STREAM and END_HEADERS; RFC 7541 §A: `:status: 200`.
+fn ok(stream: u32) -> Vec<u8> {
+    frame(HEADERS, 0x5, stream, &[0x88])
+}
+
+/// The stream of the next HEADERS frame, and what the frame holds.
+async fn next_headers(tcp: &mut TcpStream) -> Option<(u32, Vec<u8>)> {
+    loop {
+        let mut head = [0; 9];
+        tcp.read_exact(&mut head).await.ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        tcp.read_exact(&mut payload).await.ok()?;
+        if head[3] == HEADERS {
+            return Some((u32::from_be_bytes(*head.last_chunk().unwrap()), payload));
+        }
+    }
+}
+
+/// RFC 7541 §6.2.3: what each request has of its own is written each time, also where it is the same
+/// again; what requests have in common is written once.
+#[tokio::test]
+async fn what_each_request_has_of_its_own_stays_out_of_the_table_of_an_endpoint() {
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let service = TcpService::with(move |mut tcp| {
+        let heard = heard.clone();
+        async move {
+            let mut preface = [0; 24];
+            tcp.read_exact(&mut preface).await.unwrap();
+            tcp.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+            while let Some((stream, headers)) = next_headers(&mut tcp).await {
+                heard.send(headers).ok();
+                tcp.write_all(&ok(stream)).await.unwrap();
+            }
+        }
+    });
+    let address = endpoints(&[service.address()]);
+    let near = format!("backends: [{{ version: h2, {address} }}]");
+    let gateway = Gateway::alone(&near_route("hello", &[&near])).await;
+    let mut caller = caller(&gateway).await;
+    let mut written = Vec::new();
+    for _ in 0..2 {
+        let request = Request::get(format!("http://{HELLO}/"))
+            .header("x-request-id", "a".repeat(16))
+            .header(
+                "traceparent",
+                format!("00-{}-{}-01", "c".repeat(32), "1".repeat(16)),
+            )
+            .header("x-team", "e".repeat(16));
+        let request = request.body(()).unwrap();
+        let (response, _send) = caller.send_request(request, true).unwrap();
+        let response = within("an answer", response).await.unwrap();
+        assert_eq!(response.status(), 200);
+        written.push(within("its headers", hears.recv()).await.unwrap());
+    }
+    // RFC 7541 §B: eight of a letter of five bits; `00-` before a trace's ID takes two bytes.
+    let has = |headers: &[u8], eight: [u8; 5]| headers.windows(5).any(|bytes| bytes == eight);
+    for (nth, headers) in written.iter().enumerate() {
+        assert!(
+            has(headers, [0x18, 0xc6, 0x31, 0x8c, 0x63]),
+            "ID of {nth}: {headers:x?}"
+        );
+        assert!(
+            has(headers, [0x21, 0x08, 0x42, 0x10, 0x84]),
+            "trace of {nth}: {headers:x?}"
+        );
+        let is_team_written = has(headers, [0x29, 0x4a, 0x52, 0x94, 0xa5]);
+        assert_eq!(is_team_written, nth == 0, "{headers:x?}");
+    }
+    gateway.process.finish().await;
+}
+
 /// An endpoint by HTTP/2 that on its first connection takes two requests, says by GOAWAY that it has
 /// processed the first one alone, and answers that or does not; on others it answers each.
 fn leaves_after_one(answers: bool) -> TcpService {
-    const HEADERS: u8 = 0x1;
-    const SETTINGS: u8 = 0x4;
     const GOAWAY: u8 = 0x7;
-    // END_STREAM and END_HEADERS; RFC 7541 §A: `:status: 200`.
-    let ok = |stream| frame(HEADERS, 0x5, stream, &[0x88]);
     let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     TcpService::with(move |mut tcp| {
         let nth = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -447,15 +518,7 @@ fn leaves_after_one(answers: bool) -> TcpService {
             tcp.read_exact(&mut preface).await.unwrap();
             tcp.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
             let mut begun = 0;
-            let mut head = [0; 9];
-            while tcp.read_exact(&mut head).await.is_ok() {
-                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-                let mut payload = vec![0; usize::try_from(length).unwrap()];
-                tcp.read_exact(&mut payload).await.unwrap();
-                let stream = u32::from_be_bytes(*head.last_chunk().unwrap());
-                if head[3] != HEADERS {
-                    continue;
-                }
+            while let Some((stream, _headers)) = next_headers(&mut tcp).await {
                 begun += 1;
                 if nth > 0 {
                     tcp.write_all(&ok(stream)).await.unwrap();

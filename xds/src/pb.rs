@@ -33,6 +33,7 @@ pub(crate) use envoy_types::pb::google::rpc::Status;
 
 mod len;
 mod read;
+mod say;
 mod write;
 
 use std::net::{IpAddr, SocketAddr};
@@ -167,9 +168,9 @@ fn whole(value: f64) -> Option<u64> {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "whole, not negative and below 2^53"
+        reason = "none is given but of what is whole, not negative and below 2^53"
     )]
-    (value.fract() == 0.0 && (0.0..EXACT_MAX).contains(&value)).then(|| value as u64)
+    (value.fract() == 0.0 && (0.0..EXACT_MAX).contains(&value)).then_some(value as u64)
 }
 
 /// A socket address as xDS has it.

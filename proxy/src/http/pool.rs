@@ -206,7 +206,7 @@ impl Alternating {
 
     fn begin(&mut self, request: Request<Outgoing>) {
         self.mind(request.body());
-        self.connection.begin(request, None);
+        self.connection.begin(request);
     }
 
     /// Sends what was begun and waits for the head of its response.

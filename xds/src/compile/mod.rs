@@ -726,6 +726,48 @@ spec:
         assert_eq!(list, expected);
     }
 
+    #[test]
+    fn more_services_than_are_made_at_a_time_are_all_made_in_their_order() {
+        use std::fmt::Write as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mesh.yaml");
+        let mut text = MESH.to_owned();
+        let names: Vec<_> = (0..AT_A_TIME + 9).map(|n| format!("n{n:04}")).collect();
+        for name in &names {
+            write!(
+                text,
+                "---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: {{ name: {name}, namespace: many }}
+spec:
+  port: 80
+  backends: [{{ endpoints: ['10.9.0.1:80'] }}]
+  allow: [{{ listeners: [apps] }}]
+"
+            )
+            .unwrap();
+        }
+        std::fs::write(&path, text).unwrap();
+        let (read, snapshot) = with_context(&path, |context, findings| {
+            let packed = compile(context, findings);
+            let node = || context.node.clone();
+            let read = crate::packed::ingest(&packed, node()).unwrap();
+            let (snapshot, _) = crate::handover::snapshot(context, node(), findings);
+            (read, snapshot.unwrap())
+        });
+        assert_eq!(snapshot, read);
+        let many = (snapshot.services.iter()).filter(|service| service.name.starts_with("many/"));
+        let many: Vec<_> = many.collect();
+        let found = many.iter().map(|service| &service.name["many/".len()..]);
+        assert!(found.eq(names.iter().map(String::as_str)));
+        for service in many {
+            let outbound = &snapshot.clusters[service.outbound.0];
+            assert_eq!(outbound.route, service.name);
+        }
+    }
+
     fn listeners() -> Vec<listener::Listener> {
         resources()
             .listeners

@@ -110,7 +110,7 @@ impl<S: Readable + AsyncWrite> Connection<S> {
     }
 
     /// Takes a request, of which `poll_head` sends what it can. The connection is ready.
-    pub(in crate::http) fn begin(&mut self, request: Request<Outgoing>, gate: Option<Gate>) {
+    pub(in crate::http) fn begin(&mut self, request: Request<Outgoing>) {
         let (head, body) = request.into_parts();
         let asked = Asked {
             to_head: head.method == Method::HEAD,
@@ -118,7 +118,7 @@ impl<S: Readable + AsyncWrite> Connection<S> {
             headers: &head.headers,
             passing: None,
         };
-        self.begin_written(asked, body, gate, |out| {
+        self.begin_written(asked, body, None, |out| {
             head::write_request_line(out, &head.method, &head.uri);
             head::write_headers(out, &head.headers);
         });

@@ -193,7 +193,7 @@ async fn asked(
         .method(method)
         .uri("/")
         .header("host", "a.example");
-    connection.begin(request.body(Outgoing::Empty).unwrap(), None);
+    connection.begin(request.body(Outgoing::Empty).unwrap());
     let head = std::future::poll_fn(|cx| connection.poll_head(cx)).await?;
     Ok((connection, head))
 }

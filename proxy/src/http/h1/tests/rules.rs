@@ -245,7 +245,7 @@ async fn a_body_is_sent_as_its_head_says_however_little_the_other_end_takes() {
         (script.takes, script.stays) = (takes, true);
         let mut connection = Connection::new(script, HEAD_BYTES_MAX);
         let request = Request::post("/a").header("host", "a.example");
-        connection.begin(request.body(pieces(&["hello ", "world"])).unwrap(), None);
+        connection.begin(request.body(pieces(&["hello ", "world"])).unwrap());
         std::future::poll_fn(|cx| connection.poll_head(cx))
             .await
             .unwrap();
@@ -265,7 +265,7 @@ async fn a_body_is_sent_as_its_head_says_however_little_the_other_end_takes() {
     (script.behind, script.stays) = (Some(3), true);
     let mut connection = Connection::new(script, HEAD_BYTES_MAX);
     let request = Request::post("http://a.example?x=1").header("host", "a.example");
-    connection.begin(request.body(pieces(&["hello ", "world"])).unwrap(), None);
+    connection.begin(request.body(pieces(&["hello ", "world"])).unwrap());
     let answered = std::future::poll_fn(|cx| connection.poll_head(cx));
     tokio::time::timeout(DEADLINE, answered)
         .await
@@ -285,7 +285,7 @@ async fn a_body_is_sent_as_its_head_says_however_little_the_other_end_takes() {
             HEAD_BYTES_MAX,
         );
         let request = Request::post("/a").header("content-length", length);
-        connection.begin(request.body(pieces(&["hello ", "world"])).unwrap(), None);
+        connection.begin(request.body(pieces(&["hello ", "world"])).unwrap());
         let error = std::future::poll_fn(|cx| connection.poll_head(cx)).await;
         assert!(matches!(error, Err(Error::Length)), "{length}: {error:?}");
     }
@@ -318,7 +318,7 @@ async fn what_an_endpoint_says_before_a_request_is_sent_does_not_answer_it() {
         let (near, mut far) = tokio::io::duplex(1024);
         let mut connection = Connection::new(near, HEAD_BYTES_MAX);
         let ask = || Request::post("/").body(Outgoing::Empty).unwrap();
-        connection.begin(ask(), None);
+        connection.begin(ask());
         let first = async {
             assert!(far.read_u8().await.is_ok());
             far.write_all(ANSWER).await.unwrap();
@@ -328,7 +328,7 @@ async fn what_an_endpoint_says_before_a_request_is_sent_does_not_answer_it() {
         answered.unwrap();
         // It is free, and taken by a request, which lets others go first.
         assert!(connection.is_ready());
-        connection.begin(ask(), None);
+        connection.begin(ask());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(connection.poll_head(&mut cx).is_pending());
         let mut before = [0; 1024];
