@@ -1,5 +1,7 @@
 //! The YAML parser, wrapped: strict YAML 1.2 scalars, bounded work, a position for every value.
 
+mod plain;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +10,7 @@ use std::marker::PhantomData;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::budget::BudgetBreach;
-use serde_saphyr::{DuplicateKeyPolicy, Error, Location, MergeKeyPolicy, Options, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Options, Spanned};
 
 use crate::error::{Code, Finding, Place, suggest};
 use crate::files::Source;
@@ -61,8 +63,34 @@ pub(crate) struct Placed<T> {
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Placed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_newtype_struct(plain::PLACED, PlacedVisitor(PhantomData))
+    }
+}
+
+struct PlacedVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for PlacedVisitor<T> {
+    type Value = Placed<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    /// Of the reader of plain documents.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Placed<T>, A::Error> {
+        let (Some(line), Some(value)) = (seq.next_element()?, seq.next_element()?) else {
+            return Err(de::Error::invalid_length(0, &self));
+        };
+        Ok(Placed { value, line, of: 0 })
+    }
+
+    /// Of the library, which knows of places by a type of its own.
+    fn visit_newtype_struct<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> Result<Placed<T>, D::Error> {
         let spanned = Spanned::<T>::deserialize(deserializer)?;
-        Ok(Self {
+        Ok(Placed {
             value: spanned.value,
             line: Spot::from(spanned.referenced).line,
             of: 0,
@@ -129,18 +157,13 @@ pub(crate) fn read<T: DeserializeOwned>(
 
 /// Reads a document as `T` where nothing in it could be said differently of its positions: without
 /// anchors, aliases and tags. `None` is no verdict: [`positions`] and [`read`] have it.
+///
+/// A type tells by itself whether a field is there twice, and [`unique`] of a map.
 pub(crate) fn read_plain<T: DeserializeOwned>(source: &Source) -> Option<T> {
-    if source.text.contains(['&', '!']) {
-        return None;
-    }
-    let mut options = options(DuplicateKeyPolicy::PassThrough);
-    // A type tells by itself whether a field is there twice, and `unique` of a map: the parser need not
-    // remember each key.
-    options.merge_keys = MergeKeyPolicy::Error;
-    serde_saphyr::from_str_with_options(&source.text, options).ok()
+    plain::read(&source.text)
 }
 
-/// Reads a map in which no name may stand twice, whatever the parser makes of that.
+/// Reads a map in which no name may stand twice, whatever the reader makes of that.
 pub(crate) fn unique<'de, D, V>(deserializer: D) -> Result<Option<BTreeMap<String, V>>, D::Error>
 where
     D: Deserializer<'de>,

@@ -10,6 +10,8 @@ mod list;
 mod peer;
 mod route;
 pub(crate) mod scalar;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
