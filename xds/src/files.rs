@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Code, Finding, Findings, Place};
-use crate::fnv::Fnv;
+use crate::sum::Fnv;
 
 /// What the reader accepts.
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +96,7 @@ impl Contents {
         for source in &self.documents {
             let sum = sums.entry(Arc::clone(&source.file)).or_default();
             sum.add(&source.lines_before.to_le_bytes());
-            sum.add(source.text.as_bytes());
+            sum.add_all(source.text.as_bytes());
         }
         for (file, finding) in &self.unread {
             let sum = sums.entry(Arc::clone(file)).or_default();

@@ -14,7 +14,6 @@ mod diff;
 mod envoy;
 mod error;
 mod files;
-mod fnv;
 mod format;
 mod handover;
 mod ingest;
@@ -35,6 +34,8 @@ mod session;
 mod settings;
 mod standing;
 mod state;
+mod sum;
+mod text;
 mod workload_address;
 mod yaml;
 
@@ -70,9 +71,9 @@ use zeugma_core::locality::Locality;
 use zeugma_core::snapshot::Snapshot;
 
 use files::{Contents, Source};
-use fnv::Fnv;
 use model::{Document, MeshGateway, Model};
 use standing::{Asked, Standing, Whose};
+use sum::Fnv;
 
 /// What the command line adds to the files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -331,8 +332,7 @@ impl Sources {
             fnv.add(source.file.as_bytes());
             fnv.add(&[0xff]);
             fnv.add(&source.lines_before.to_le_bytes());
-            fnv.add(source.text.as_bytes());
-            fnv.add(&[0xff]);
+            fnv.add_all(source.text.as_bytes());
         }
         fnv.end()
     }

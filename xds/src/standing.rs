@@ -20,13 +20,12 @@ use std::sync::Arc;
 
 use crate::error::{Code, Finding, Findings, Severity};
 use crate::files::{self, Contents, Source};
-use crate::fnv::Fnv;
 use crate::model::{
     Again, AnyDocument, Document, DocumentId, Kind, Known, MeshDefaults, MeshGateway, MeshRoute,
     Model, check,
 };
 use crate::state::Good;
-use crate::{NodeOptions, choose, locality, parallel};
+use crate::{NodeOptions, choose, locality, parallel, sum};
 
 pub use refused::{Refused, RefusedDocument, Serves};
 
@@ -707,7 +706,7 @@ impl Round {
 
 /// What is wrong with a gateway's document for listeners that could not be bound.
 fn unbound(gateway: &Document<MeshGateway>, asked: Asked<'_>) -> Vec<Finding> {
-    let text = Fnv::of(gateway.source().text.as_bytes());
+    let text = sum::of(gateway.source().text.as_bytes());
     let of_it = asked.unbound.iter().filter(|one| one.gateway == text);
     let finding = |(listener, why): &(String, String)| {
         let path = format!("spec.listeners.{listener}.address");

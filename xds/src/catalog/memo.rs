@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use super::{Resource, Store, Traits};
 use crate::compile::Context;
-use crate::fnv::Fnv;
 use crate::model::{Document, MeshRoute};
 use crate::session::Kind;
+use crate::sum::{self, Fnv};
 
 /// What was made last of a view.
 #[derive(Debug, Default)]
@@ -45,7 +45,7 @@ struct Whole {
 impl Part {
     pub(super) fn new(bytes: Vec<u8>) -> Self {
         Self {
-            content: Fnv::of(&bytes),
+            content: sum::of(&bytes),
             bytes: Some(bytes.into()),
         }
     }
@@ -109,7 +109,7 @@ impl Making {
         parts: Vec<(u128, Part)>,
     ) -> Arc<Resource> {
         let mut fnv = Fnv::default();
-        fnv.add(shell);
+        fnv.add_all(shell);
         for (_, part) in &parts {
             fnv.add(&part.content.to_le_bytes());
         }

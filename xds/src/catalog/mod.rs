@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
-use crate::fnv::Fnv;
 use crate::plane::View;
 use crate::session::Kind;
+use crate::sum::Fnv;
 
 pub(crate) use self::index::Index;
 pub(crate) use self::memo::Memo;
@@ -112,7 +112,7 @@ const RESOURCES: u32 = 2;
 impl Resource {
     pub(crate) fn new(kind: Kind, name: &str, message: &[u8], traits: Traits) -> Self {
         let mut fnv = Fnv::default();
-        fnv.add(message);
+        fnv.add_all(message);
         let version = Version::of(fnv);
         let mut any = Vec::with_capacity(message.len() + 128);
         put(1, kind.type_url().as_bytes(), &mut any);

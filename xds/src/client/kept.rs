@@ -18,14 +18,14 @@ use std::sync::Arc;
 
 use super::holdings::Key;
 use crate::body::{Body, Patterns};
-use crate::fnv::Fnv;
 use crate::pb::Any;
 use crate::session::Kind;
 use crate::session::client::{Resource, references};
 use crate::state::LastGoodError;
 use crate::state::codec::{Corrupt, Reader, Writer};
+use crate::sum;
 
-const MAGIC: &[u8] = b"zeugma resources 2\n";
+const MAGIC: &[u8] = b"zeugma resources 3\n";
 /// How the name begins that says who gave a part.
 const BY: &str = "\0by ";
 /// What stands before the body of a part.
@@ -179,7 +179,7 @@ fn part<'a>(
     let body = to.into_bytes();
     let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
     bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(&Fnv::of(&body).to_le_bytes());
+    bytes.extend_from_slice(&sum::of(&body).to_le_bytes());
     bytes.extend_from_slice(&body);
     bytes
 }
@@ -200,7 +200,7 @@ fn next_part<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, LastGoodError>
     let Some((body, after)) = after.split_at_checked(len) else {
         return Ok(None);
     };
-    if Fnv::of(body) != u128::from_le_bytes(*sum) {
+    if sum::of(body) != u128::from_le_bytes(*sum) {
         // Of the last one not all may have reached the disk.
         return if after.is_empty() {
             Ok(None)

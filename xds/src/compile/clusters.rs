@@ -26,6 +26,7 @@ use crate::model::{
     PolicySpec, Port, ProtocolSpec, RouteLimitsSpec, TooFewSpec, WhenStaleSpec,
 };
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
+use crate::text;
 
 /// Envoy's key for the metadata that picks a transport socket.
 const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
@@ -516,7 +517,9 @@ fn lb_endpoint(target: &Target, address: &Address, weight: u32) -> endpoint::LbE
         host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(
             endpoint::Endpoint {
                 address: Some(match address {
-                    Address::Socket(socket) => pb::address(&socket.ip().to_string(), socket.port()),
+                    Address::Socket(socket) => {
+                        pb::address(&text::of_ip(socket.ip()), socket.port())
+                    }
                     Address::Name(host, port) | Address::Each(host, port) => {
                         pb::address(host.as_str(), *port)
                     }

@@ -9,7 +9,6 @@ use super::clusters::{ads, common_tls, hash_on, socket};
 use super::part::{self, Unmade};
 use super::rbac::rules;
 use super::{Context, Scope, Service, Services, cluster_name, http_rules, mirror_cluster_name};
-use crate::fnv::Fnv;
 use crate::meta::{ChainMeta, CopiesMeta, HashMeta, ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
 use crate::model::scalar::{CAUSES, Text};
@@ -17,6 +16,8 @@ use crate::model::{InboundSpec, ListenerSpec, MeshRoute, PolicySpec, ProtocolSpe
 use crate::parallel;
 use crate::pb::core::header_value_option::HeaderAppendAction;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, route, tcp_proxy};
+use crate::sum::Fnv;
+use crate::text;
 
 /// What marks a copy between gateways.
 const MIRRORED: &str = "x-zeugma-mirror";
@@ -295,7 +296,12 @@ fn is_wildcard(host: &str) -> bool {
 
 /// The server name of a host and the port of one of its services.
 fn of_port(service: &Service<'_>, host: &str) -> String {
-    format!("{OF_PORT}{}_._.{host}", service.port.port)
+    let mut name = String::with_capacity(OF_PORT.len() + "65535_._.".len() + host.len());
+    name.push_str(OF_PORT);
+    text::push_number(&mut name, service.port.port);
+    name.push_str("_._.");
+    name.push_str(host);
+    name
 }
 
 /// Whether one of `wildcards` takes what `host` names.

@@ -22,7 +22,6 @@ pub(crate) use self::listeners::{ALLOW, DENY, HIDDEN, NOBODY, OF_PORT};
 pub(crate) use self::part::Unmade;
 use self::target::Target;
 use crate::error::{Code, Finding, Findings};
-use crate::fnv::Fnv;
 use crate::meta::AnyClusterMeta;
 use crate::model::scalar::Text;
 use crate::model::{
@@ -30,6 +29,8 @@ use crate::model::{
 };
 use crate::parallel;
 use crate::pb::{cluster, listener, route};
+use crate::sum::Fnv;
+use crate::text;
 
 /// The xDS resources a gateway was made from, by name and size: a line for each, for there are tens
 /// of thousands.
@@ -346,7 +347,7 @@ fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Services<'m> {
                 continue;
             }
             services.push(Service {
-                id: format!("{}:{}", route.id(), port.port),
+                id: service_id(route, &port),
                 route,
                 inbound: route.inbound(),
                 is_bare: context.model.is_bare_host_enough(route),
@@ -390,6 +391,14 @@ fn not_bound(gateway: &Document<MeshGateway>, name: &str) -> Finding {
     .warning()
     .help("see what is said of that route, or remove the listener")
     .at(gateway.at(&format!("spec.listeners.{name}.route")))
+}
+
+/// `namespace/name:port`.
+fn service_id(route: &Document<MeshRoute>, port: &Port) -> String {
+    let mut id = route.id();
+    id.push(':');
+    text::push_number(&mut id, port.port);
+    id
 }
 
 fn nothing(route: &Document<MeshRoute>, node: &Node, has_targets: bool) -> Finding {

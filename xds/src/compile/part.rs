@@ -1,7 +1,7 @@
 //! Parts of a compiled model before they are made, and what tells whether one is as it was.
 
 use super::{Service, Services};
-use crate::fnv::Fnv;
+use crate::sum::Fnv;
 
 /// A part that is made when it is asked for.
 pub(crate) struct Unmade<'a, T> {

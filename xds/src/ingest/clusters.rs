@@ -25,6 +25,7 @@ use crate::meta::{
 };
 use crate::names::ByName;
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
+use crate::text;
 
 /// A peer, from the cluster of its gateways.
 pub(super) fn peer(cluster: &cluster::Cluster, meta: &PeerMeta) -> Result<Peer, String> {
@@ -638,7 +639,10 @@ fn endpoint(
 
 /// What tells an endpoint of a route from all others.
 fn key(route: &str, backend: &str, address: &Address, tls: &EndpointTls) -> Arc<str> {
-    let address = address.to_string();
+    let address = match address {
+        Address::Socket(address) => text::of_socket(address),
+        Address::Name(..) | Address::Each(..) => address.to_string(),
+    };
     [route, "|", backend, "|", &address, "|", &tls_text(tls)]
         .concat()
         .into()

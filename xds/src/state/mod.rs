@@ -26,13 +26,12 @@ use self::codec::{Coded, Corrupt, Read, Reader, Writer, coded};
 use crate::compile::ResourceList;
 use crate::error::{Finding, Findings};
 use crate::files::Source;
-use crate::fnv::Fnv;
 use crate::model::Model;
 use crate::settings::GatewaySettings;
 use crate::standing::{Refused, RefusedDocument};
-use crate::{Loaded, NodeOptions, locality};
+use crate::{Loaded, NodeOptions, locality, sum};
 
-const MAGIC: &[u8] = b"zeugma state\n";
+const MAGIC: &[u8] = b"zeugma state 2\n";
 
 /// The largest file that is read: ten thousand routes take 7 MB.
 pub const STATE_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -144,7 +143,7 @@ impl LastGood {
         drop(rest);
         let mut bytes = Vec::with_capacity(MAGIC.len() + size_of::<u128>() + body.len());
         bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&Fnv::of(&body).to_le_bytes());
+        bytes.extend_from_slice(&sum::of(&body).to_le_bytes());
         bytes.extend_from_slice(&body);
         Self {
             bytes,
@@ -174,7 +173,7 @@ impl LastGood {
             (self.bytes.strip_prefix(MAGIC)).ok_or_else(|| damaged("it is no state file"))?;
         let (sum, body) = (rest.split_first_chunk()).ok_or_else(|| damaged("it ends too soon"))?;
         if self.is_whole.get().is_none() {
-            if Fnv::of(body) != u128::from_le_bytes(*sum) {
+            if sum::of(body) != u128::from_le_bytes(*sum) {
                 return Err(damaged("its checksum is wrong"));
             }
             self.is_whole.get_or_init(|| ());
@@ -253,7 +252,7 @@ impl LastGood {
             return Err(LastGoodError::Damaged("something follows"));
         }
         snapshot::hold_to_its_promises(&snapshot)?;
-        let gateway = Fnv::of(head.gateway.text.as_bytes());
+        let gateway = sum::of(head.gateway.text.as_bytes());
         let settings = settings(head.gateway, head.domains, options)
             .filter(|settings| *settings.name == *snapshot.node.name)
             .ok_or(LastGoodError::Damaged("its MeshGateway is not one"))?;
@@ -313,7 +312,7 @@ pub(crate) fn compact(snapshot: &Snapshot) -> Option<Snapshot> {
 /// The version of this program and of the format: what is written otherwise is another format.
 fn made_by() -> String {
     const FORMAT: [&str; 2] = [include_str!("codec.rs"), include_str!("snapshot.rs")];
-    let format = FORMAT.map(|text| Fnv::of(text.as_bytes()));
+    let format = FORMAT.map(|text| sum::of(text.as_bytes()));
     let [codec, snapshot] = format;
     format!("{} {:032x}", env!("CARGO_PKG_VERSION"), codec ^ snapshot)
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use zeugma_core::snapshot::{Cluster, Snapshot};
 
 use super::codec::{Coded, Writer};
-use crate::fnv::{Fnv, joined};
 use crate::parallel;
+use crate::sum::{self, joined};
 
 /// What the version of a snapshot is made of: that of one cluster changes by itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,5 +52,5 @@ impl Versions {
 fn of(part: &impl Coded) -> u128 {
     let mut to = Writer::of_one();
     part.write(&mut to);
-    Fnv::of(&to.into_bytes())
+    sum::of(&to.into_bytes())
 }

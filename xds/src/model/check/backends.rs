@@ -1,6 +1,7 @@
 //! Backends: where a route is served.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use super::Checker;
 use crate::error::Code;
@@ -23,7 +24,7 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
     let mut names: BTreeMap<String, usize> = BTreeMap::new();
     let mut peers: BTreeMap<&str, usize> = BTreeMap::new();
     for (at, backend) in backends.iter().enumerate() {
-        let path = format!("spec.backends[{at}]");
+        let path = format_args!("spec.backends[{at}]");
         if let Some(Text(peer)) = &backend.peer {
             if let Some(first) = peers.insert(peer.0.as_str(), at) {
                 check.value(
@@ -34,14 +35,14 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
                 );
                 continue;
             }
-            peer_backend(model, check, backend, &path);
+            peer_backend(model, check, backend, path);
         } else {
-            own_backend(model, check, backend, &path);
+            own_backend(model, check, backend, path);
         }
         if let Some(first) = names.insert(backend.display_name(at), at) {
             check.value(
                 Code::Duplicate,
-                &path,
+                &path.to_string(),
                 format!(
                     "backend {} is called `{}` already",
                     first + 1,
@@ -77,7 +78,7 @@ fn peer_backend(
     model: &Model,
     check: &mut Checker<'_, MeshRoute>,
     backend: &BackendSpec,
-    path: &str,
+    path: fmt::Arguments<'_>,
 ) {
     let Some(Text(peer)) = &backend.peer else {
         return;
@@ -133,7 +134,7 @@ fn own_backend(
     model: &Model,
     check: &mut Checker<'_, MeshRoute>,
     backend: &BackendSpec,
-    path: &str,
+    path: fmt::Arguments<'_>,
 ) {
     endpoints(check, backend, path);
     cluster(model, check, backend, path);
@@ -181,14 +182,14 @@ fn own_backend(
     }
 }
 
-fn endpoints(check: &mut Checker<'_, MeshRoute>, backend: &BackendSpec, path: &str) {
+fn endpoints(check: &mut Checker<'_, MeshRoute>, backend: &BackendSpec, path: fmt::Arguments<'_>) {
     if let Some(Text(name)) = &backend.dns {
         return dns(check, backend, name, &format!("{path}.dns"));
     }
     let Some(endpoints) = &backend.endpoints else {
         check.key(
             Code::MissingField,
-            path,
+            &path.to_string(),
             "the backend has neither `endpoints`, `dns` nor `peer`".to_owned(),
             "write where it answers",
         );
@@ -204,7 +205,7 @@ fn endpoints(check: &mut Checker<'_, MeshRoute>, backend: &BackendSpec, path: &s
     }
     let is_multi = check.document.ports().len() > 1;
     for (at, endpoint) in endpoints.iter().enumerate() {
-        let path = format!("{path}.endpoints[{at}]");
+        let path = format_args!("{path}.endpoints[{at}]");
         if endpoint.weight == Some(0) {
             check.value(
                 Code::BadValue,
@@ -212,13 +213,13 @@ fn endpoints(check: &mut Checker<'_, MeshRoute>, backend: &BackendSpec, path: &s
                 "weight 0 would keep an endpoint that is never used".to_owned(),
                 "remove the endpoint, or write 1 to 10000",
             );
-        } else {
+        } else if endpoint.weight.is_some() {
             check.range(&format!("{path}.weight"), endpoint.weight, 1..=WEIGHT_MAX);
         }
         if is_multi && endpoint.address.port.is_some() {
             check.value(
                 Code::Contradiction,
-                &path,
+                &path.to_string(),
                 "the route has several ports, and all of them would go to this one".to_owned(),
                 "leave the port out: `targetPort` of each port is used",
             );
@@ -253,7 +254,12 @@ fn dns(check: &mut Checker<'_, MeshRoute>, backend: &BackendSpec, name: &Target,
     }
 }
 
-fn cluster(model: &Model, check: &mut Checker<'_, MeshRoute>, backend: &BackendSpec, path: &str) {
+fn cluster(
+    model: &Model,
+    check: &mut Checker<'_, MeshRoute>,
+    backend: &BackendSpec,
+    path: fmt::Arguments<'_>,
+) {
     let Some(Text(cluster)) = &backend.cluster else {
         return;
     };

@@ -405,12 +405,15 @@ fn limits(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
         (limits.pending, "pending", true),
         (limits.requests, "requests", true),
     ] {
+        if value.is_none() {
+            continue;
+        }
         let path = format!("spec.limits.{field}");
         check.range(&path, value, 1..=10_000_000);
-        if value.is_some() && is_http && !has_http {
+        if is_http && !has_http {
             http_only(check, &path);
         }
-        if value.is_some() && !is_http && !has_tcp {
+        if !is_http && !has_tcp {
             check.no_effect(
                 &path,
                 "the route is http, where requests are counted",
