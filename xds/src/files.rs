@@ -309,8 +309,8 @@ pub(crate) fn split(path: &Path, text: &str) -> Vec<Source> {
             0
         },
     );
-    let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-    let starts = std::iter::once(document.2).chain(ends.map(|(end, _)| end.saturating_add(1)));
+    let ends = memchr::memchr_iter(b'\n', text.as_bytes());
+    let starts = std::iter::once(document.2).chain(ends.map(|end| end.saturating_add(1)));
     for (nth, start) in (1_u32..).zip(starts) {
         let line = text.get(start..).unwrap_or_default();
         match marker_rest(line) {

@@ -1,5 +1,7 @@
 //! What Envoy has no field for: our metadata on resources, as compile writes and ingest reads it.
 
+use std::ops::Not;
+
 use serde::{Deserialize, Serialize};
 use zeugma_core::snapshot::Position;
 
@@ -170,12 +172,13 @@ pub(crate) struct RetriesMeta {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct EndpointMeta {
     pub backend: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// Whether the endpoint speaks TLS itself, which is raw bytes to Envoy.
     pub workload: bool,
     pub version: VersionMeta,
     /// Whether every address of the name is an endpoint of its own.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Not::not")]
     pub each: bool,
     /// What its backend takes in a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -163,8 +163,7 @@ impl fmt::Display for SniTarget {
 /// The canonical text of a name, which mostly is the text itself.
 fn canonical(text: &str) -> Result<Cow<'_, str>, HostError> {
     let name = text.strip_suffix('.').unwrap_or(text);
-    check_host(name)?;
-    Ok(if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+    Ok(if check_host(name)? {
         name.to_ascii_lowercase().into()
     } else {
         name.into()
@@ -200,7 +199,8 @@ fn parse_port(text: &str) -> Option<u16> {
     if canonical { text.parse().ok() } else { None }
 }
 
-fn check_host(name: &str) -> Result<(), HostError> {
+/// Whether a host has capitals. Every request names one.
+fn check_host(name: &str) -> Result<bool, HostError> {
     if name.is_empty() {
         return Err(HostError::Empty);
     }
@@ -216,18 +216,24 @@ fn check_host(name: &str) -> Result<(), HostError> {
     if may_be_address && name.parse::<IpAddr>().is_ok() {
         return Err(HostError::IpAddress);
     }
-    for label in name.split('.') {
-        if label.is_empty() || label.len() > 63 {
-            return Err(HostError::Label(label.to_owned()));
-        }
-        if let Some(bad) = label
-            .chars()
-            .find(|c| !matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_'))
-        {
-            return Err(HostError::Char(bad));
+    let mut has_capitals = false;
+    let mut label_from = 0;
+    for (at, byte) in name.bytes().chain([b'.']).enumerate() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => {}
+            b'A'..=b'Z' => has_capitals = true,
+            b'.' if (1..=63).contains(&(at - label_from)) => label_from = at + 1,
+            b'.' => {
+                let label = name.get(label_from..at).unwrap_or_default();
+                return Err(HostError::Label(label.to_owned()));
+            }
+            _ => {
+                let bad = name.get(at..).and_then(|rest| rest.chars().next());
+                return Err(HostError::Char(bad.unwrap_or(char::REPLACEMENT_CHARACTER)));
+            }
         }
     }
-    Ok(())
+    Ok(has_capitals)
 }
 
 #[cfg(test)]
@@ -244,6 +250,21 @@ mod tests {
         assert_eq!(Host::parse("10.0.0.1"), Err(HostError::IpAddress));
         assert_eq!(Host::parse(""), Err(HostError::Empty));
         assert_eq!(Host::parse("a b"), Err(HostError::Char(' ')));
+        assert_eq!(Host::parse("a.bé.c"), Err(HostError::Char('é')));
+        let label = "a".repeat(63);
+        assert_eq!(
+            Host::parse(&format!("b.{label}")).unwrap().as_str().len(),
+            65
+        );
+        for (host, bad) in [
+            (format!("b.a{label}"), format!("a{label}")),
+            (format!("a{label}.b"), format!("a{label}")),
+            ("a..b".to_owned(), String::new()),
+            (".a".to_owned(), String::new()),
+            ("a..".to_owned(), String::new()),
+        ] {
+            assert_eq!(Host::parse(&host), Err(HostError::Label(bad)), "{host}");
+        }
         assert_eq!(Host::parse(&"a".repeat(300)), Err(HostError::Length(300)));
     }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use smallvec::{SmallVec, smallvec};
 use zeugma_core::identity::TrustDomain;
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
@@ -51,7 +52,7 @@ impl MeshRoute {
 
     /// Its ports, in the order of their names; never empty. A tcp route without a port is refused
     /// by the check, and has port 0 here.
-    pub(crate) fn ports(&self) -> Vec<Port> {
+    pub(crate) fn ports(&self) -> SmallVec<[Port; 1]> {
         match &self.ports {
             Some(ports) => ports
                 .iter()
@@ -68,7 +69,7 @@ impl MeshRoute {
                     ProtocolSpec::Http => HTTP_PORT,
                     ProtocolSpec::Tcp => 0,
                 });
-                vec![Port {
+                smallvec![Port {
                     name: None,
                     port,
                     target_port: port,
@@ -105,7 +106,7 @@ impl MeshRoute {
 
 impl Document<MeshRoute> {
     /// What it is.
-    pub(crate) fn ports(&self) -> Vec<Port> {
+    pub(crate) fn ports(&self) -> SmallVec<[Port; 1]> {
         self.spec.ports()
     }
 
@@ -115,7 +116,7 @@ impl Document<MeshRoute> {
     }
 
     /// The hosts it answers to.
-    pub(crate) fn hosts(&self) -> Vec<HostPattern> {
+    pub(crate) fn hosts(&self) -> SmallVec<[HostPattern; 1]> {
         match &self.spec.hosts {
             Some(hosts) => hosts.iter().map(|host| host.0.clone()).collect(),
             None => {
