@@ -43,7 +43,7 @@ use crate::runtime::Published;
 use crate::upstream::Pinned;
 
 pub(super) use self::caller::asking_peer;
-pub(crate) use self::deadlines::Timer;
+pub(crate) use self::deadlines::{Timer, Timers};
 pub(super) use self::outcome::TryError;
 
 /// A request that is being answered.

@@ -59,6 +59,8 @@ use self::headers::{Present, Trace};
 use self::seldom::Seldom;
 use self::stream::Incoming;
 
+pub(crate) use self::exchange::Timers;
+
 /// A connection without a request is asked to end after this long.
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
 /// What a connection that is asked to end gets to do so.
