@@ -40,6 +40,7 @@ use crate::copies::Copies;
 use crate::explain;
 use crate::federation::Federation;
 use crate::hash::Configured;
+use crate::http::Timers;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::{Pool, SWEEPING};
 use crate::identity::Agent;
@@ -297,6 +298,7 @@ const FAILED_TOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    pub(crate) timers: Timers,
     /// What is open, for rechecks.
     pub(crate) registry: Rc<Registry>,
     /// What relays splice through.
@@ -323,6 +325,7 @@ impl Worker {
             pipes: Rc::new(Pipes::new(shared.metrics.pipes.clone())),
             shared,
             pool: Pool::default(),
+            timers: Timers::default(),
             registry: Rc::default(),
             tasks: TaskTracker::new(),
             in_flight: RefCell::default(),

@@ -17,6 +17,7 @@ mod route;
 mod walk;
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response, request};
@@ -43,7 +44,7 @@ use crate::runtime::Published;
 use crate::upstream::Pinned;
 
 pub(super) use self::caller::asking_peer;
-pub(crate) use self::deadlines::Timer;
+pub(crate) use self::deadlines::{Timer, Timers};
 pub(super) use self::outcome::TryError;
 
 /// A request that is being answered.
@@ -73,22 +74,32 @@ pub(super) struct Exchange {
 }
 
 /// Answers one request, by an endpoint or by ourselves.
-pub(super) async fn exchange(
-    context: Rc<Context>,
+///
+/// What it came with is taken up before it is first polled: the future would have room for it as well.
+pub(super) fn exchange(
+    context: &Rc<Context>,
     request: Request<Incoming>,
-) -> Response<Outgoing> {
+) -> impl Future<Output = Response<Outgoing>> + use<> {
     let published = context.worker.shared.published.load_full();
     let present = request.body().present();
-    let present = present.unwrap_or_else(|| Present::of(request.headers()));
     let upgrade = upgrade::asked_for(context.version, &request, present);
     let (head, incoming) = request.into_parts();
     let passing = incoming.passing();
     let asks = present.has(Present::EXPECT) && expects_continue(&head.headers);
     let gate = (asks && !incoming.is_end_stream()).then(Gate::default);
-    // Boxed, for it is handed on to whoever answers.
-    let mut exchange = Box::new(Exchange::begin(&context, &published, head, present));
+    let mut exchange = Exchange::begin(context, &published, head, present);
     exchange.upgrade = upgrade;
     exchange.passing = passing;
+    respond(exchange, published, incoming, gate)
+}
+
+async fn respond(
+    mut exchange: Box<Exchange>,
+    published: Arc<Published>,
+    incoming: Incoming,
+    gate: Option<Gate>,
+) -> Response<Outgoing> {
+    let context = Rc::clone(&exchange.context);
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }
@@ -162,7 +173,7 @@ impl Exchange {
         published: &Published,
         head: request::Parts,
         present: Present,
-    ) -> Self {
+    ) -> Box<Self> {
         let ids = Rc::new(Ids {
             request: headers::request_id(&head.headers, present, || context.worker.draw()),
             trace: context.trace(&head.headers, present),
@@ -214,9 +225,9 @@ impl Exchange {
         };
         let is_unreadable =
             matches!(claim, Claim::Unreadable) && context.identity.as_ref().is_some_and(attests);
-        let context = Rc::clone(context);
-        Self {
-            context,
+        // Boxed, for it is handed on to whoever answers.
+        Box::new(Self {
+            context: Rc::clone(context),
             head,
             present,
             ids,
@@ -230,7 +241,7 @@ impl Exchange {
             compared: None,
             asked_at: None,
             passing: None,
-        }
+        })
     }
 
     /// The method as rules know it: WebSocket by HTTP/2 has `CONNECT` in place of the `GET` of

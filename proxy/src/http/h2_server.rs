@@ -21,6 +21,7 @@ use super::body::Outgoing;
 use super::date;
 use super::expect::{self, Across, Interim};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
+use super::headers::Present;
 use super::keepalive::{Keepalive, Pings, When};
 use super::stream::{self, Incoming, Whose};
 use super::{Context, DATA_FRAME_BUDGET, Ended, Look, STREAM_SEND_BYTES, Watch, exchange};
@@ -134,15 +135,25 @@ fn begin(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
-    let window = flow.open(respond.stream_id().as_u32());
     let (head, recv) = request.into_parts();
-    let interim = expect::expects_continue(&head.headers).then(Interim::default);
     let passing = Across::default();
-    let whose = Whose::Caller {
-        interim: interim.clone(),
-        passing: passing.clone(),
+    let (body, interim) = if recv.is_end_stream() {
+        // It needs no window, and nothing more comes of it.
+        let over = Incoming::Over {
+            present: Present::of(&head.headers),
+            passing: passing.clone(),
+        };
+        (over, None)
+    } else {
+        let window = flow.open(respond.stream_id().as_u32());
+        let interim = expect::expects_continue(&head.headers).then(Interim::default);
+        let whose = Whose::Caller {
+            interim: interim.clone(),
+            passing: passing.clone(),
+        };
+        let body = Incoming::h2(recv, window, &head.headers, whose);
+        (body, interim)
     };
-    let body = Incoming::h2(recv, window, &head.headers, whose);
     let request = Request::from_parts(head, body);
     let asked = Asked {
         is_head: request.method() == Method::HEAD,
@@ -150,10 +161,12 @@ fn begin(
         passing,
         header_timeout: context.worker.shared.settings.limits.header_timeout,
     };
-    // Not in the task's own future, which tokio moves, and all that is in it.
-    let answering = Box::pin(exchange::exchange(Rc::clone(context), request));
+    // Neither in the task's own future, which tokio moves, and all that is in it.
+    let answering = Box::pin(exchange::exchange(context, request));
     // Ends with its stream: when the caller resets it or its connection ends.
-    drop(tokio::task::spawn_local(answer(answering, respond, asked)));
+    drop(tokio::task::spawn_local(Box::pin(answer(
+        answering, respond, asked,
+    ))));
 }
 
 /// What its answer has to know of a request.

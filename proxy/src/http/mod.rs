@@ -59,6 +59,8 @@ use self::headers::{Present, Trace};
 use self::seldom::Seldom;
 use self::stream::Incoming;
 
+pub(crate) use self::exchange::Timers;
+
 /// A connection without a request is asked to end after this long.
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
 /// What a connection that is asked to end gets to do so.
@@ -347,7 +349,7 @@ async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended
     });
     // In its place, for a future of its own would have room for the request and the answer once more.
     let serving = served.serve(async |request| {
-        let mut response = exchange::exchange(Rc::clone(context), request.map(Incoming::H1)).await;
+        let mut response = exchange::exchange(context, request.map(Incoming::H1)).await;
         let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if !is_switching && context.worker.shared.is_draining() {
             // RFC 9112 §9.6: the caller sends nothing more on it, so nothing is lost when it closes.

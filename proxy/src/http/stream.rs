@@ -29,6 +29,8 @@ pub(crate) enum Incoming {
     Answer(Answer),
     /// By HTTP/2.
     H2(Box<Recv>),
+    /// By HTTP/2, of a caller whose message was over with its head.
+    Over { present: Present, passing: Across },
 }
 
 /// The receiving half of an HTTP/2 stream.
@@ -36,6 +38,7 @@ pub(crate) enum Incoming {
 pub(crate) struct Recv {
     stream: RecvStream,
     window: OpenWindow,
+    present: Present,
     /// What the length that the message names leaves to come.
     left: Option<u64>,
     ended: bool,
@@ -72,9 +75,15 @@ impl Incoming {
         headers: &HeaderMap,
         whose: Whose,
     ) -> Self {
+        let present = Present::of(headers);
         Self::H2(Box::new(Recv {
             whose,
-            left: headers::content_length(headers),
+            left: if present.has(Present::CONTENT_LENGTH) {
+                headers::content_length(headers)
+            } else {
+                None
+            },
+            present,
             ended: stream.is_end_stream(),
             stream,
             window,
@@ -83,12 +92,13 @@ impl Incoming {
 }
 
 impl Incoming {
-    /// What the headers of its message have, where that was looked at already.
-    pub(super) fn present(&self) -> Option<Present> {
+    /// What the headers of its message have.
+    pub(super) fn present(&self) -> Present {
         match self {
-            Self::H1(body) => Some(body.present()),
-            Self::Answer(answer) => Some(answer.present()),
-            Self::H2(_) => None,
+            Self::H1(body) => body.present(),
+            Self::Answer(answer) => answer.present(),
+            Self::H2(recv) => recv.present,
+            Self::Over { present, .. } => *present,
         }
     }
 
@@ -100,6 +110,7 @@ impl Incoming {
                 Whose::Caller { passing, .. } => Some(Passing::Across(passing.clone())),
                 Whose::Endpoint(_) => None,
             },
+            Self::Over { passing, .. } => Some(Passing::Across(passing.clone())),
             Self::Answer(_) => None,
         }
     }
@@ -108,7 +119,7 @@ impl Incoming {
     pub(super) fn into_upgraded(self) -> Option<Rewound<Stream>> {
         match self {
             Self::Answer(answer) => answer.into_upgraded(),
-            Self::H1(_) | Self::H2(_) => None,
+            Self::H1(_) | Self::H2(_) | Self::Over { .. } => None,
         }
     }
 }
@@ -125,6 +136,7 @@ impl Body for Incoming {
             Self::H1(body) => Pin::new(body).poll_frame(cx),
             Self::Answer(answer) => answer.poll_frame(cx),
             Self::H2(recv) => recv.poll(cx),
+            Self::Over { .. } => Poll::Ready(None),
         }
     }
 
@@ -133,6 +145,7 @@ impl Body for Incoming {
             Self::H1(body) => body.is_end_stream(),
             Self::Answer(answer) => answer.has_ended(),
             Self::H2(recv) => recv.ended,
+            Self::Over { .. } => true,
         }
     }
 
@@ -141,6 +154,7 @@ impl Body for Incoming {
             Self::H1(body) => body.size_hint(),
             Self::Answer(answer) => answer.size_hint(),
             Self::H2(recv) if recv.ended => SizeHint::with_exact(0),
+            Self::Over { .. } => SizeHint::with_exact(0),
             Self::H2(recv) => recv.left.map_or_else(SizeHint::new, SizeHint::with_exact),
         }
     }
@@ -221,6 +235,7 @@ pub(crate) async fn send(
         patience,
         until: None,
         has_moved: false,
+        has_asked: false,
     };
     loop {
         let next = std::future::poll_fn(|cx| poll_next(body.as_mut(), stream, &mut reader, cx));
@@ -266,6 +281,8 @@ struct Reader {
     until: Option<Pin<Box<Sleep>>>,
     /// Whether it took something since the timer was set.
     has_moved: bool,
+    /// Whether there may be room already: until it is asked for there is none.
+    has_asked: bool,
 }
 
 impl Reader {
@@ -294,9 +311,10 @@ fn poll_next(
     reader: &mut Reader,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-    if stream.capacity() == 0 {
+    if !reader.has_asked || stream.capacity() == 0 {
+        reader.has_asked = true;
         stream.reserve_capacity(1);
-        loop {
+        while stream.capacity() == 0 {
             match stream.poll_capacity(cx) {
                 // Taken away again before it could be used.
                 Poll::Ready(Some(Ok(0))) => {}

@@ -87,7 +87,9 @@ pub(super) fn asked_for(
                 && headers::upgrades_to_websocket(request.headers());
             match request.body() {
                 Incoming::H1(body) if asked => Some(Upgrade::Connection(body.on_upgrade())),
-                Incoming::H1(_) | Incoming::Answer(_) | Incoming::H2(_) => None,
+                Incoming::H1(_) | Incoming::Answer(_) | Incoming::H2(_) | Incoming::Over { .. } => {
+                    None
+                }
             }
         }
         Version::H2 => {

@@ -64,7 +64,6 @@ impl Exchange {
             compared.begins(&head);
         }
         let present = incoming.present();
-        let present = present.unwrap_or_else(|| Present::of(&head.headers));
         if present.has(Present::HOP_BY_HOP) {
             headers::remove_hop_by_hop(&mut head.headers);
         }

@@ -66,16 +66,18 @@ impl Exchange {
             let reused = lease.reused;
             let is_kept = reused && !lease.is_h2();
             let deadlines = self.deadlines(cluster, began);
-            let timer = &self.context.timer;
+            let context = &self.context;
             let sent = match lease.into_turn() {
                 Ok(mut turn) => {
                     self.begin_turn(endpoint, &mut turn, source);
-                    deadlines.hold(timer, source, turn.response(&worker)).await
+                    deadlines
+                        .hold(context, source, turn.response(&worker))
+                        .await
                 }
                 Err(place) => {
                     let (request, ahead) = self.for_stream(endpoint, source);
                     let sending = Box::pin(place.send(request, ahead));
-                    let sent = deadlines.hold(timer, source, sending).await;
+                    let sent = deadlines.hold(context, source, sending).await;
                     sent.map(|sent| sent.map(|(response, stream)| (response, Some(stream))))
                 }
             };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::http::Context;
 use crate::http::body::{Progress, Source};
 use crate::runtime::{Polled, unless_others_first};
 
@@ -29,16 +30,17 @@ impl Deadlines {
     /// Waits for the response's head: `response_headers` from the end of the request, or while the
     /// endpoint does not read it; `idle` while the caller sends none of it; `per_try` in all.
     ///
-    /// The timer is the connection's, and is left running for its next request: to set one costs more
-    /// than the rest of this.
+    /// The timer is the connection's, or a spare one of the worker where requests have that under way,
+    /// and is left running for the next request: to set one costs more than the rest of this.
     pub(super) async fn hold<T>(
         &self,
-        timer: &Timer,
+        context: &Context,
         source: &Source,
         sending: impl Future<Output = T>,
     ) -> Result<T, Late> {
         let mut sending = std::pin::pin!(sending);
-        let mut sleep = timer.take();
+        let spares = &context.worker.timers;
+        let mut sleep = context.timer.take().or_else(|| spares.take());
         let mut now = self.began;
         let mut waits = self.waits(source, now);
         // Put there by whichever poll it comes of: handed up through each of them, it would be moved
@@ -69,7 +71,9 @@ impl Deadlines {
             }
         });
         until_held.await;
-        timer.replace(sleep);
+        if let Some(another) = context.timer.replace(sleep) {
+            spares.keep(another);
+        }
         held
     }
 
@@ -118,3 +122,38 @@ struct Waits {
 
 /// The timer of a connection, while no request of it has it.
 pub(crate) type Timer = RefCell<Option<Pin<Box<Sleep>>>>;
+
+/// Timers that a worker keeps for requests beside others on their connection.
+const SPARES_MAX: usize = 64;
+
+/// The timers of a worker that no request has, left running.
+#[derive(Debug, Default)]
+pub(crate) struct Timers(RefCell<Vec<Pin<Box<Sleep>>>>);
+
+impl Timers {
+    fn take(&self) -> Option<Pin<Box<Sleep>>> {
+        self.0.borrow_mut().pop()
+    }
+
+    fn keep(&self, timer: Pin<Box<Sleep>>) {
+        let mut spares = self.0.borrow_mut();
+        if spares.len() < SPARES_MAX {
+            spares.push(timer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_worker_keeps_so_many_timers_and_gives_each_once() {
+        let timers = Timers::default();
+        for _ in 0..=SPARES_MAX {
+            timers.keep(Box::pin(sleep_until(Instant::now())));
+        }
+        let given = std::iter::from_fn(|| timers.take());
+        assert_eq!(given.count(), SPARES_MAX);
+    }
+}

@@ -407,13 +407,13 @@ async fn run(
                 shared.borrow().begin_turn(endpoint, &mut turn, source);
                 source.keeps(oldest);
                 let answering = turn.response(worker);
-                deadlines.hold(&context.timer, source, answering).await
+                deadlines.hold(&context, source, answering).await
             }
             Err(place) => {
                 let (request, ahead) = shared.borrow().for_stream(endpoint, source);
                 source.keeps(oldest);
                 let sending = Box::pin(place.send(request, ahead));
-                let sent = deadlines.hold(&context.timer, source, sending).await;
+                let sent = deadlines.hold(&context, source, sending).await;
                 sent.map(|sent| sent.map(|(response, stream)| (response, Some(stream))))
             }
         };

@@ -118,7 +118,6 @@ pub(super) fn failure_in(
         return (!agreed).then_some(Failure::Reset);
     }
     let present = response.body().present();
-    let present = present.unwrap_or_else(|| Present::of(headers));
     // Of others than 200 the status counts (gRPC's `http-grpc-status-mapping.md`); 14 says the same, and a
     // peer's gateway says it so.
     let grpc = if present.has(Present::GRPC_STATUS) && !asks_upgrade {
