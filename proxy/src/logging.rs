@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use tracing::field::{Field, Visit};
-use tracing::level_filters::LevelFilter;
+use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::Directive;
 use tracing_subscriber::fmt::format::Writer;
@@ -44,6 +44,8 @@ pub struct Logging {
 pub(crate) enum LevelError {
     #[error("`{0}` is not a level; write off, error, warn, info, debug or trace")]
     Level(String),
+    #[error("an optimised build tells nothing of `{0}`; write debug, or run one that is not")]
+    NotBuilt(LevelFilter),
     #[error(
         "`{0}` is not what a level can be set of; write `level`, or a module such as zeugma_proxy::probe"
     )]
@@ -114,6 +116,7 @@ impl Logging {
                 // It takes numbers as well, and nothing for `error`.
                 .filter(|_| level.starts_with(|c: char| c.is_ascii_alphabetic()))
                 .ok_or_else(|| LevelError::Level(shown(level)))?;
+            let level = built(level, STATIC_MAX_LEVEL)?;
             if name == "level" {
                 filter = everything(level);
             } else {
@@ -131,6 +134,14 @@ impl Logging {
         let handle = self.filter.as_ref().ok_or(LevelError::NotOurs)?;
         (handle.clone_current()).ok_or(LevelError::NotOurs)
     }
+}
+
+/// The level, if this build has it.
+fn built(level: LevelFilter, most: LevelFilter) -> Result<LevelFilter, LevelError> {
+    if level > most {
+        return Err(LevelError::NotBuilt(level));
+    }
+    Ok(level)
 }
 
 /// All that is ours, and nothing of the libraries below: what they warn of a peer can bring about as
@@ -320,6 +331,18 @@ mod tests {
                 "TRACE of one module",
                 "DEBUG of a library that was asked for"
             ]
+        );
+    }
+
+    #[test]
+    fn a_level_that_is_not_built_is_refused() {
+        let debug = LevelFilter::DEBUG;
+        assert_eq!(built(debug, debug), Ok(debug));
+        assert_eq!(built(LevelFilter::OFF, debug), Ok(LevelFilter::OFF));
+        let refused = built(LevelFilter::TRACE, debug).unwrap_err().to_string();
+        assert!(
+            refused.contains("`trace`") && refused.contains("write debug"),
+            "{refused}"
         );
     }
 
