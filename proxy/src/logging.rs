@@ -313,13 +313,13 @@ mod tests {
             tracing::debug!(target: "h2", "of a library");
             logging.set(&pairs(&[("level", "error")])).unwrap();
             tracing::warn!("not told any more");
-            let one = pairs(&[("zeugma_proxy::logging", "trace"), ("h2", "debug")]);
+            let one = pairs(&[("zeugma_proxy::logging", "debug"), ("h2", "debug")]);
             logging.set(&one).unwrap();
-            tracing::trace!("of one module");
+            tracing::debug!("of one module");
             tracing::debug!(target: "h2", "of a library that was asked for");
             tracing::warn!(target: "zeugma_proxy::probe", "of another module");
             let filter = logging.filter().unwrap();
-            assert!(filter.contains("zeugma_proxy::logging=trace"), "{filter}");
+            assert!(filter.contains("zeugma_proxy::logging=debug"), "{filter}");
         });
         let said: Vec<&str> = (log.lines())
             .map(|line| line.split_once(' ').unwrap().1.trim())
@@ -328,7 +328,7 @@ mod tests {
             said,
             [
                 "DEBUG told",
-                "TRACE of one module",
+                "DEBUG of one module",
                 "DEBUG of a library that was asked for"
             ]
         );

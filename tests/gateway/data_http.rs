@@ -1,7 +1,7 @@
 //! HTTP through one gateway and through two.
 
 use bytes::Bytes;
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Request, Version};
 use hyper::body::Frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -335,7 +335,7 @@ async fn a_workload_with_an_svid_is_known_in_the_other_cluster() {
     let east = Gateway::of(east, &routes).await;
     for alpn in [&b"h2"[..], b"http/1.1"] {
         let tls = cart.dial(east.apps(), HELLO, &[alpn]).await.unwrap();
-        let request = http::Request::get(format!("http://{HELLO}/who")).header(
+        let request = Request::get(format!("http://{HELLO}/who")).header(
             "x-forwarded-client-cert",
             "URI=spiffe://east.example/ns/shop/sa/admin",
         );
@@ -492,6 +492,36 @@ async fn a_caller_that_leaves_ends_its_request_at_the_service() {
             assert_eq!(line["flags"], "DC");
         }
     }
+}
+
+/// Its connection goes on, whether the request was over with its head or by an empty frame after it.
+#[tokio::test]
+async fn a_request_that_its_caller_resets_ends_at_the_service() {
+    let service = HttpService::start("west");
+    service.set(Mode::Hang);
+    let pair = far(&service, &[]).await;
+    let tcp = TcpStream::connect(pair.east.apps()).await.unwrap();
+    let (mut caller, connection) = h2::client::handshake(tcp).await.unwrap();
+    let connection = tokio::spawn(connection);
+    for (nth, is_over_with_head) in [true, false, true].into_iter().enumerate() {
+        let id = format!("reset-{nth}");
+        let request = Request::get(format!("http://{HELLO}/")).header("x-request-id", &id);
+        let mut ready = within("a place", caller.ready()).await.unwrap();
+        let (_response, mut stream) =
+            (ready.send_request(request.body(()).unwrap(), is_over_with_head)).unwrap();
+        if !is_over_with_head {
+            stream.send_data(Bytes::new(), true).unwrap();
+        }
+        service.arrived(nth + 1).await;
+        stream.send_reset(h2::Reason::CANCEL);
+        service.given_up(nth + 1).await;
+        for gateway in [&pair.east, &pair.west] {
+            let line = gateway.request(&id).await;
+            assert_eq!(line["verdict"], "downstream-closed", "{line}");
+        }
+        caller = ready;
+    }
+    assert!(!connection.is_finished());
 }
 
 #[tokio::test]

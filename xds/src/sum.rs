@@ -1,6 +1,6 @@
-//! Numbers of 128 bits that tell contents apart, the same in every run, and no secret: XXH3 of what is
-//! there whole (the xxHash specification, 0.2.0), FNV-1a of few bytes after each other
-//! (draft-eastlake-fnv §2, §5), which takes fifty times as long for each.
+//! Numbers of 128 bits that tell contents apart, the same in every run, and no secret. FNV-1a
+//! (draft-eastlake-fnv §2, §5) is of what is kept, and of parts after each other; XXH3 (the xxHash
+//! specification, 0.2.0) is of texts, where it is a twentieth of the work.
 
 use twox_hash::XxHash3_128;
 
@@ -22,6 +22,13 @@ impl Default for Fnv {
 }
 
 impl Fnv {
+    /// Of these bytes alone.
+    pub(crate) fn of(bytes: &[u8]) -> u128 {
+        let mut fnv = Self::default();
+        fnv.add(bytes);
+        fnv.end()
+    }
+
     pub(crate) fn add(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u128::from(*byte)).wrapping_mul(PRIME);
@@ -93,9 +100,7 @@ mod tests {
             ("a", 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964),
             ("ab", 0x0880_9544_bbab_1be9_5aa0_7330_55b6_9a62),
         ] {
-            let mut fnv = Fnv::default();
-            fnv.add(text.as_bytes());
-            assert_eq!(fnv.end(), expected, "{text}");
+            assert_eq!(Fnv::of(text.as_bytes()), expected, "{text}");
         }
     }
 }

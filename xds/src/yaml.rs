@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::budget::BudgetBreach;
-use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Options, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Error, Location, NonFiniteFloatPolicy, Options, Spanned};
 
 use crate::error::{Code, Finding, Place, suggest};
 use crate::files::Source;
@@ -137,12 +137,12 @@ impl From<Location> for Spot {
 
 /// Reads the positions of a document.
 pub(crate) fn positions(source: &Source) -> Result<Positions, Finding> {
-    let spanned: Spanned<Tree> = serde_saphyr::from_str_with_options(
-        &source.text,
-        // Reading the values finds these too, and then their path is known.
-        options(DuplicateKeyPolicy::LastWins),
-    )
-    .map_err(|error| finding(source, None, &error))?;
+    // Reading the values finds these too, and then their path is known.
+    let mut options = options(DuplicateKeyPolicy::LastWins);
+    // What looks like a number here may be a text to who reads it.
+    options.non_finite_float_policy = NonFiniteFloatPolicy::PassThrough;
+    let spanned: Spanned<Tree> = serde_saphyr::from_str_with_options(&source.text, options)
+        .map_err(|error| finding(source, None, &error))?;
     Ok(Positions::from(spanned))
 }
 

@@ -23,9 +23,9 @@ use crate::session::Kind;
 use crate::session::client::{Resource, references};
 use crate::state::LastGoodError;
 use crate::state::codec::{Corrupt, Reader, Writer};
-use crate::sum;
+use crate::sum::Fnv;
 
-const MAGIC: &[u8] = b"zeugma resources 3\n";
+const MAGIC: &[u8] = b"zeugma resources 2\n";
 /// How the name begins that says who gave a part.
 const BY: &str = "\0by ";
 /// What stands before the body of a part.
@@ -179,7 +179,7 @@ fn part<'a>(
     let body = to.into_bytes();
     let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
     bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(&sum::of(&body).to_le_bytes());
+    bytes.extend_from_slice(&Fnv::of(&body).to_le_bytes());
     bytes.extend_from_slice(&body);
     bytes
 }
@@ -200,7 +200,7 @@ fn next_part<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, LastGoodError>
     let Some((body, after)) = after.split_at_checked(len) else {
         return Ok(None);
     };
-    if sum::of(body) != u128::from_le_bytes(*sum) {
+    if Fnv::of(body) != u128::from_le_bytes(*sum) {
         // Of the last one not all may have reached the disk.
         return if after.is_empty() {
             Ok(None)

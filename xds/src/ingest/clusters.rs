@@ -203,7 +203,8 @@ fn spread(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Vec<SpreadPa
     let mut parts: Vec<SpreadPart> = Vec::new();
     for group in groups.filter(|group| group.priority == priority) {
         let weight = group.load_balancing_weight.map_or(0, |weight| weight.value);
-        let locality = (group.locality.as_ref()).map_or(Ok(Locality::default()), locality)?;
+        let locality =
+            (group.locality.as_ref()).map_or_else(|| Ok(Locality::default()), locality)?;
         if parts.iter().all(|part| part.locality != locality) {
             parts.push(SpreadPart {
                 locality,
@@ -494,7 +495,8 @@ fn endpoints(cluster: &cluster::Cluster, route: &str, names: &Names) -> Result<F
     let mut known: BTreeMap<EndpointKey, usize> = BTreeMap::new();
     let mut members: BTreeMap<u32, Vec<EndpointIx>> = BTreeMap::new();
     for group in &assignment.endpoints {
-        let locality = (group.locality.as_ref()).map_or(Ok(Locality::default()), locality)?;
+        let locality =
+            (group.locality.as_ref()).map_or_else(|| Ok(Locality::default()), locality)?;
         for lb in &group.lb_endpoints {
             let built = endpoint(lb, &locality, route, &sockets, names)?;
             // One address of one backend written twice is one endpoint of both weights.

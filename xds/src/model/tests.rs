@@ -15,30 +15,86 @@ const WRITTEN: &str = r#"
 # Of the shop.
 apiVersion: zeugma.dev/v1alpha1
 kind: 'MeshRoute'
-metadata: {name: orders, namespace: "shop", labels: {}}
+metadata: {name: orders, namespace: "shop"}
 spec:
   protocol: http
   port: 443
-  hosts: [orders.example, 'other.example'] # two
+  hosts: [orders.example, 'other.example', "thi\
+    rd.example"] # three
   backends:
   - endpoints:
       - 10.0.1.10:8080
       - {address: "[fd00::1]:80", weight: 3}
     tls: workload
   - peer: west
-    priority: 2
   allow: [{listeners: [apps]}, {from: ["spiffe://west.example/*"]}]
-  export: {to: [west], as: "or\
-    ders"}
+  "export": {to: [west]}
+  health: {}
+  retries: {any: false}
   timeouts:
     connect: 5s
-    request: 1m
+    idle: ~
 "#;
 
-fn source(text: &str) -> Source {
-    files::split(Path::new("mesh.yaml"), text)
-        .pop()
-        .expect("every text is a document")
+/// What damage puts in.
+const PIECES: &[&str] = &[
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    ": ",
+    " ",
+    "  ",
+    "\n",
+    "\n  ",
+    "- ",
+    "-",
+    "#",
+    " # ",
+    "'",
+    "\"",
+    "~",
+    "null",
+    "true",
+    "False",
+    "<<: ",
+    "&a ",
+    "*a",
+    "!!str ",
+    "! ",
+    "|\n",
+    ">-\n",
+    "? ",
+    "%YAML 1.1\n",
+    "\n---\n",
+    "\n...\n",
+    "\t",
+    "0",
+    "12",
+    "1e3",
+    "0x1",
+    ".5",
+    ".inf",
+    "-1",
+    "\u{feff}",
+    "é",
+    "\\n",
+    "\\\n",
+    "\r",
+    "\r\n",
+    "{}",
+    "[]",
+    "''",
+    "a: b",
+    "\u{85}",
+    "\u{0}",
+];
+
+/// The last document of a text, if it says anything.
+fn source(text: &str) -> Option<Source> {
+    files::split(Path::new("mesh.yaml"), text).pop()
 }
 
 /// What the general reader makes of a route.
@@ -47,7 +103,7 @@ fn strictly(source: &Source) -> Option<RouteDocument> {
     yaml::read(source, &positions).ok()
 }
 
-/// The routes of every example, one from each field's reference, and [`WRITTEN`].
+/// [`WRITTEN`], and the routes of every example and of the reference.
 fn routes() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut folders: Vec<PathBuf> = ["examples", "deploy", "tests/interop", "xds/src/reference"]
@@ -78,6 +134,7 @@ fn what_is_plain_is_read_as_by_the_general_reader() {
     assert!(routes.len() > 30, "{} routes", routes.len());
     for source in &routes {
         let plain: Option<RouteDocument> = yaml::read_plain(source);
+        assert!(plain.is_some(), "{}", source.text);
         let strictly = strictly(source);
         assert_eq!(
             format!("{plain:?}"),
@@ -98,10 +155,10 @@ fn what_is_damaged_is_not_read_in_another_way() {
     let routes = routes();
     let (mut plain, mut general) = (0, 0);
     for round in 0..ROUNDS {
-        let source = source(&damage(
-            &routes[random.usize(..routes.len())].text,
-            &mut random,
-        ));
+        let damaged = damage(&routes[random.usize(..routes.len())].text, &mut random);
+        let Some(source) = source(&damaged) else {
+            continue;
+        };
         let strictly = strictly(&source);
         general += usize::from(strictly.is_some());
         let Some(read): Option<RouteDocument> = yaml::read_plain(&source) else {
@@ -124,74 +181,15 @@ fn what_is_damaged_is_not_read_in_another_way() {
 
 /// Puts something in, takes something out, repeats a line, or moves it.
 fn damage(text: &str, random: &mut Rng) -> String {
-    const PIECES: &[&str] = &[
-        "{",
-        "}",
-        "[",
-        "]",
-        ",",
-        ":",
-        ": ",
-        " ",
-        "  ",
-        "\n",
-        "\n  ",
-        "- ",
-        "-",
-        "#",
-        " # ",
-        "'",
-        "\"",
-        "~",
-        "null",
-        "true",
-        "False",
-        "<<: ",
-        "&a ",
-        "*a",
-        "!!str ",
-        "! ",
-        "|\n",
-        ">-\n",
-        "? ",
-        "%YAML 1.1\n",
-        "\n---\n",
-        "\n...\n",
-        "\t",
-        "0",
-        "12",
-        "1e3",
-        "0x1",
-        ".5",
-        ".inf",
-        "-1",
-        "\u{feff}",
-        "é",
-        "\\n",
-        "\\\n",
-        "\r",
-        "\r\n",
-        "{}",
-        "[]",
-        "''",
-        "a: b",
-        "\u{85}",
-        "\u{0}",
-    ];
     let mut text: Vec<char> = text.chars().collect();
     for _ in 0..random.usize(1..=2) {
         let at = random.usize(..=text.len());
         let end = (at + random.usize(1..8)).min(text.len());
+        let piece = PIECES[random.usize(..PIECES.len())];
         match random.u8(..6) {
-            0 | 1 => {
-                let piece = PIECES[random.usize(..PIECES.len())];
-                text.splice(at..at, piece.chars());
-            }
+            0 | 1 => drop(text.splice(at..at, piece.chars())),
             2 => drop(text.drain(at..end)),
-            3 => {
-                let piece = PIECES[random.usize(..PIECES.len())];
-                text.splice(at..end, piece.chars());
-            }
+            3 => drop(text.splice(at..end, piece.chars())),
             _ => {
                 let whole: String = text.iter().collect();
                 let mut lines: Vec<&str> = whole.split('\n').collect();
@@ -206,4 +204,78 @@ fn damage(text: &str, random: &mut Rng) -> String {
         }
     }
     text.into_iter().collect()
+}
+
+/// Who decides: the reader of plain documents, the general one, which takes it, or which refuses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Plain,
+    General,
+    Nobody,
+}
+
+fn by(text: &str) -> By {
+    let source = source(text).unwrap();
+    let strictly = strictly(&source);
+    let plain: Option<RouteDocument> = yaml::read_plain(&source);
+    if plain.is_some() {
+        assert_eq!(format!("{plain:?}"), format!("{strictly:?}"), "{text}");
+    }
+    match (plain, strictly) {
+        (Some(_), _) => By::Plain,
+        (None, Some(_)) => By::General,
+        (None, None) => By::Nobody,
+    }
+}
+
+/// What is too rare at random.
+#[test]
+fn what_is_not_plain_is_left_to_the_general_reader() {
+    use By::{General, Nobody, Plain};
+
+    let query = |query: &str| format!("443\n  rules: [{{matches: [{{query: {query}}}]}}]");
+    for (port, expected) in [
+        (query("{a: b, c: d}"), Plain),
+        (query("{1: a}"), General),
+        // The same number, the same name.
+        (query("{1: a, 0x1: b}"), Nobody),
+        (query("{a: b, a: c}"), Nobody),
+        (query("{a: b, \"a\": c}"), Nobody),
+        (query("{? [a] : b}"), Nobody),
+        (query("{a: .inf}"), Plain),
+        (query("{a: 1e999}"), Plain),
+        (query("{a: 0x10}"), Plain),
+        (query("{a: ~}"), Nobody),
+        (query("{~: a}"), Nobody),
+        (query("{<<: {a: b}}"), General),
+        (query("{\"<<\": b}"), General),
+        (query("&a {a: b}"), General),
+        (query("{a: !!str 1}"), General),
+        ("0443".to_owned(), Nobody),
+        ("'443'".to_owned(), Plain),
+        ("|-\n    443".to_owned(), Plain),
+        ("".to_owned(), Nobody),
+        ("443\n  port: 443".to_owned(), Nobody),
+        ("443\n  mirror:".to_owned(), Plain),
+        ("443\n  deny: null".to_owned(), Plain),
+        ("443\n  balance: {policy: 'random'}".to_owned(), Plain),
+        ("443\n  balance: {policy: {random: ~}}".to_owned(), General),
+        ("443\n  balance: {policy: ~}".to_owned(), Plain),
+    ] {
+        let text = WRITTEN.replace("port: 443", &format!("port: {port}"));
+        assert_eq!(by(&text), expected, "port: {port}");
+    }
+    for (text, expected) in [
+        (WRITTEN.replace("any: false", "any: 'false'"), General),
+        (WRITTEN.replace("any: false", "any: False"), General),
+        (WRITTEN.replace("any: false", "any: no"), Nobody),
+        (WRITTEN.replace('\n', "\r\n"), Plain),
+        (format!("\u{feff}{WRITTEN}"), Plain),
+        (format!("%YAML 1.2\n---\n{WRITTEN}"), Plain),
+        // More than it looks at.
+        (format!("{WRITTEN}#{}\n", "a".repeat(1_000_000)), General),
+    ] {
+        let head: String = text.chars().take(80).collect();
+        assert_eq!(by(&text), expected, "{head}");
+    }
 }

@@ -29,9 +29,10 @@ use crate::files::Source;
 use crate::model::Model;
 use crate::settings::GatewaySettings;
 use crate::standing::{Refused, RefusedDocument};
-use crate::{Loaded, NodeOptions, locality, sum};
+use crate::sum::{self, Fnv};
+use crate::{Loaded, NodeOptions, locality};
 
-const MAGIC: &[u8] = b"zeugma state 2\n";
+const MAGIC: &[u8] = b"zeugma state\n";
 
 /// The largest file that is read: ten thousand routes take 7 MB.
 pub const STATE_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -143,7 +144,7 @@ impl LastGood {
         drop(rest);
         let mut bytes = Vec::with_capacity(MAGIC.len() + size_of::<u128>() + body.len());
         bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&sum::of(&body).to_le_bytes());
+        bytes.extend_from_slice(&Fnv::of(&body).to_le_bytes());
         bytes.extend_from_slice(&body);
         Self {
             bytes,
@@ -173,7 +174,7 @@ impl LastGood {
             (self.bytes.strip_prefix(MAGIC)).ok_or_else(|| damaged("it is no state file"))?;
         let (sum, body) = (rest.split_first_chunk()).ok_or_else(|| damaged("it ends too soon"))?;
         if self.is_whole.get().is_none() {
-            if sum::of(body) != u128::from_le_bytes(*sum) {
+            if Fnv::of(body) != u128::from_le_bytes(*sum) {
                 return Err(damaged("its checksum is wrong"));
             }
             self.is_whole.get_or_init(|| ());

@@ -148,6 +148,10 @@ impl<'de> Reader<'de> {
 
     fn parse(&mut self) -> Result<Node<'de>, InDoubt> {
         // Of a node that has an anchor the number is not 0.
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "whatever else the parser tells, or may tell later, is not plain"
+        )]
         match self.event()? {
             Event::Scalar(text, style, 0, None) => Ok(Node::Scalar(Scalar {
                 text,
@@ -168,10 +172,15 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// The name of a field, an entry or a variant.
+    /// The name of a field, an entry or a variant. Numbers as names are the same where they are worth the
+    /// same, which is not looked into.
     fn name(&mut self) -> Result<Cow<'de, str>, InDoubt> {
         let scalar = self.scalar()?;
-        if scalar.is_null() || scalar.text == "<<" {
+        let may_be_number = |text: &str| {
+            text.starts_with(|first: char| first.is_ascii_digit() || "+-.".contains(first))
+        };
+        let is_number = !scalar.is_quoted && may_be_number(&scalar.text);
+        if scalar.is_null() || is_number || scalar.text == "<<" {
             return Err(InDoubt);
         }
         Ok(scalar.text)
