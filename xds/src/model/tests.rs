@@ -124,7 +124,8 @@ fn routes() -> Vec<Source> {
             }
         }
     }
-    all.retain(|source| source.text.contains("MeshRoute"));
+    let kinds = ["kind: MeshRoute\n", "kind: 'MeshRoute'\n"];
+    all.retain(|source| kinds.iter().any(|kind| source.text.contains(kind)));
     all
 }
 
@@ -233,6 +234,7 @@ fn by(text: &str) -> By {
 fn what_is_not_plain_is_left_to_the_general_reader() {
     use By::{General, Nobody, Plain};
 
+    let mut others: Vec<(String, By)> = Vec::new();
     let query = |query: &str| format!("443\n  rules: [{{matches: [{{query: {query}}}]}}]");
     for (port, expected) in [
         (query("{a: b, c: d}"), Plain),
@@ -256,14 +258,16 @@ fn what_is_not_plain_is_left_to_the_general_reader() {
         ("|-\n    443".to_owned(), Plain),
         ("".to_owned(), Nobody),
         ("443\n  port: 443".to_owned(), Nobody),
-        ("443\n  mirror:".to_owned(), Plain),
-        ("443\n  deny: null".to_owned(), Plain),
+        ("443\n  mirror:".to_owned(), Nobody),
+        ("443\n  deny: null".to_owned(), Nobody),
         ("443\n  balance: {policy: 'random'}".to_owned(), Plain),
         ("443\n  balance: {policy: {random: ~}}".to_owned(), General),
         ("443\n  balance: {policy: ~}".to_owned(), Plain),
     ] {
         let text = WRITTEN.replace("port: 443", &format!("port: {port}"));
-        assert_eq!(by(&text), expected, "port: {port}");
+        if by(&text) != expected {
+            others.push((port, by(&text)));
+        }
     }
     for (text, expected) in [
         (WRITTEN.replace("any: false", "any: 'false'"), General),
@@ -275,7 +279,9 @@ fn what_is_not_plain_is_left_to_the_general_reader() {
         // More than it looks at.
         (format!("{WRITTEN}#{}\n", "a".repeat(1_000_000)), General),
     ] {
-        let head: String = text.chars().take(80).collect();
-        assert_eq!(by(&text), expected, "{head}");
+        if by(&text) != expected {
+            others.push((text.chars().take(80).collect(), by(&text)));
+        }
     }
+    assert_eq!(others, []);
 }
