@@ -680,22 +680,11 @@ mod tests {
 
     #[test]
     fn every_document_of_the_examples_keeps_its_meaning() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let mut folders = vec![root.join("examples")];
-        let mut count = 0;
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|end| end == "yaml") {
-                    let text = std::fs::read_to_string(&path).unwrap();
-                    let formatted = format(&text).unwrap();
-                    assert_eq!(format(&formatted), Ok(formatted.clone()));
-                    count += 1;
-                }
-            }
+        let examples = crate::files::of_repository(&["examples"]);
+        for (path, text) in &examples {
+            let formatted = format(text).unwrap();
+            assert_eq!(format(&formatted), Ok(formatted.clone()), "{path:?}");
         }
-        assert!(count > 10, "{count}");
+        assert!(examples.len() > 10, "{}", examples.len());
     }
 }

@@ -328,7 +328,7 @@ impl Sources {
             fnv.add(&[0xff]);
         }
         for source in &self.contents.documents {
-            // No text and no path holds this byte, so that none of them can stand for two.
+            // No path holds this byte, and what follows it is of one length: none of them can stand for two.
             fnv.add(source.file.as_bytes());
             fnv.add(&[0xff]);
             fnv.add(&source.lines_before.to_le_bytes());

@@ -1,6 +1,6 @@
 //! Numbers of 128 bits that tell contents apart, the same in every run, and no secret. FNV-1a
 //! (draft-eastlake-fnv §2, §5) is of what is kept, and of parts after each other; XXH3 (the xxHash
-//! specification, 0.2.0) is of texts, where it is a twentieth of the work.
+//! specification, 0.2.0) is of whole texts, for it does not go from byte to byte.
 
 use twox_hash::XxHash3_128;
 
@@ -35,7 +35,7 @@ impl Fnv {
         }
     }
 
-    /// Adds what may be long: it counts as much as [`of`] says of it.
+    /// Adds a text, however long, as what [`of`] says of it.
     pub(crate) fn add_all(&mut self, bytes: &[u8]) {
         self.add(&of(bytes).to_le_bytes());
     }
@@ -85,11 +85,26 @@ mod tests {
         ] {
             assert_eq!(of(text.as_bytes()), expected, "{text}");
         }
-        let mut fnv = Fnv::default();
-        fnv.add_all(b"abc");
-        let mut by_hand = Fnv::default();
-        by_hand.add(&of(b"abc").to_le_bytes());
-        assert_eq!(fnv.end(), by_hand.end());
+    }
+
+    #[test]
+    fn what_is_added_whole_is_not_joined_to_the_next() {
+        let of = |texts: [&str; 2]| {
+            let mut fnv = Fnv::default();
+            for text in texts {
+                fnv.add_all(text.as_bytes());
+            }
+            fnv.end()
+        };
+        let all = [
+            of(["abc", ""]),
+            of(["ab", "c"]),
+            of(["", "abc"]),
+            of(["c", "ab"]),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            assert!(!all[..at].contains(one), "{at}");
+        }
     }
 
     // The vectors of Go's hash/fnv.

@@ -17,7 +17,6 @@ use crate::parallel;
 use crate::pb::core::header_value_option::HeaderAppendAction;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, route, tcp_proxy};
 use crate::sum::Fnv;
-use crate::text;
 
 /// What marks a copy between gateways.
 const MIRRORED: &str = "x-zeugma-mirror";
@@ -296,12 +295,8 @@ fn is_wildcard(host: &str) -> bool {
 
 /// The server name of a host and the port of one of its services.
 fn of_port(service: &Service<'_>, host: &str) -> String {
-    let mut name = String::with_capacity(OF_PORT.len() + "65535_._.".len() + host.len());
-    name.push_str(OF_PORT);
-    text::push_number(&mut name, service.port.port);
-    name.push_str("_._.");
-    name.push_str(host);
-    name
+    let mut port = itoa::Buffer::new();
+    [OF_PORT, port.format(service.port.port), "_._.", host].concat()
 }
 
 /// Whether one of `wildcards` takes what `host` names.

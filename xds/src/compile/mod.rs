@@ -30,7 +30,6 @@ use crate::model::{
 use crate::parallel;
 use crate::pb::{cluster, listener, route};
 use crate::sum::Fnv;
-use crate::text;
 
 /// The xDS resources a gateway was made from, by name and size: a line for each, for there are tens
 /// of thousands.
@@ -395,10 +394,8 @@ fn not_bound(gateway: &Document<MeshGateway>, name: &str) -> Finding {
 
 /// `namespace/name:port`.
 fn service_id(route: &Document<MeshRoute>, port: &Port) -> String {
-    let mut id = route.id();
-    id.push(':');
-    text::push_number(&mut id, port.port);
-    id
+    let mut number = itoa::Buffer::new();
+    [&route.id(), ":", number.format(port.port)].concat()
 }
 
 fn nothing(route: &Document<MeshRoute>, node: &Node, has_targets: bool) -> Finding {

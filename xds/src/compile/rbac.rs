@@ -9,31 +9,17 @@ use zeugma_core::snapshot::{Node, PathPattern, ValuePattern};
 use crate::meta::PositionMeta;
 use crate::model::{Document, MeshGateway, MeshRoute, Model, ProtocolSpec, RuleSpec};
 use crate::pb::{self, matcher, rbac};
-use crate::text;
 use crate::yaml::Placed;
 
 /// The name of a policy says the rule's place in its list, its listeners, and where it is written;
 /// Envoy shows it in logs and counters.
 pub(crate) fn policy_name(at: usize, listeners: &[String], position: &PositionMeta) -> String {
-    let mut name = String::with_capacity(64);
-    // Four digits, that names of a list come in its order.
-    for more_than in [999, 99, 9] {
-        if at <= more_than {
-            name.push('0');
-        }
-    }
-    text::push_number(&mut name, at);
-    if listeners.is_empty() {
-        name.push_str(" any listener at ");
+    let listeners = if listeners.is_empty() {
+        "any listener".to_owned()
     } else {
-        name.push_str(" listeners ");
-        name.push_str(&listeners.join(","));
-        name.push_str(" at ");
-    }
-    name.push_str(&position.file);
-    name.push(':');
-    text::push_number(&mut name, position.line);
-    name
+        format!("listeners {}", listeners.join(","))
+    };
+    format!("{at:04} {listeners} at {}:{}", position.file, position.line)
 }
 
 /// The rules of `route` on one listener, `allow` and `deny`, for one of its ports.

@@ -203,8 +203,7 @@ fn spread(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Vec<SpreadPa
     let mut parts: Vec<SpreadPart> = Vec::new();
     for group in groups.filter(|group| group.priority == priority) {
         let weight = group.load_balancing_weight.map_or(0, |weight| weight.value);
-        let locality =
-            (group.locality.as_ref()).map_or_else(|| Ok(Locality::default()), locality)?;
+        let locality = locality(group.locality.as_ref())?;
         if parts.iter().all(|part| part.locality != locality) {
             parts.push(SpreadPart {
                 locality,
@@ -495,8 +494,7 @@ fn endpoints(cluster: &cluster::Cluster, route: &str, names: &Names) -> Result<F
     let mut known: BTreeMap<EndpointKey, usize> = BTreeMap::new();
     let mut members: BTreeMap<u32, Vec<EndpointIx>> = BTreeMap::new();
     for group in &assignment.endpoints {
-        let locality =
-            (group.locality.as_ref()).map_or_else(|| Ok(Locality::default()), locality)?;
+        let locality = locality(group.locality.as_ref())?;
         for lb in &group.lb_endpoints {
             let built = endpoint(lb, &locality, route, &sockets, names)?;
             // One address of one backend written twice is one endpoint of both weights.
@@ -545,7 +543,10 @@ pub(super) fn is_discovered(cluster: &cluster::Cluster) -> bool {
 }
 
 /// Where endpoints stand; not known where no region is named.
-fn locality(at: &core::Locality) -> Result<Locality, String> {
+fn locality(at: Option<&core::Locality>) -> Result<Locality, String> {
+    let Some(at) = at else {
+        return Ok(Locality::default());
+    };
     let parts = [&at.region, &at.zone, &at.sub_zone];
     if parts.iter().all(|part| part.is_empty()) {
         return Ok(Locality::default());

@@ -1,6 +1,6 @@
 //! The reader of plain documents beside the general one, which is right by what it is.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use fastrand::Rng;
 
@@ -38,58 +38,10 @@ spec:
 
 /// What damage puts in.
 const PIECES: &[&str] = &[
-    "{",
-    "}",
-    "[",
-    "]",
-    ",",
-    ":",
-    ": ",
-    " ",
-    "  ",
-    "\n",
-    "\n  ",
-    "- ",
-    "-",
-    "#",
-    " # ",
-    "'",
-    "\"",
-    "~",
-    "null",
-    "true",
-    "False",
-    "<<: ",
-    "&a ",
-    "*a",
-    "!!str ",
-    "! ",
-    "|\n",
-    ">-\n",
-    "? ",
-    "%YAML 1.1\n",
-    "\n---\n",
-    "\n...\n",
-    "\t",
-    "0",
-    "12",
-    "1e3",
-    "0x1",
-    ".5",
-    ".inf",
-    "-1",
-    "\u{feff}",
-    "é",
-    "\\n",
-    "\\\n",
-    "\r",
-    "\r\n",
-    "{}",
-    "[]",
-    "''",
-    "a: b",
-    "\u{85}",
-    "\u{0}",
+    "{", "}", "[", "]", ",", ":", ": ", " ", "  ", "\n", "\n  ", "- ", "-", "#", " # ", "'", "\"",
+    "~", "null", "true", "False", "<<: ", "&a ", "*a", "!!str ", "! ", "|\n", ">-\n", "? ",
+    "%YAML\n", "\n---\n", "\n...\n", "\t", "0", "12", "1e3", "0x1", ".5", ".inf", "-1", "\u{feff}",
+    "é", "\\n", "\\\n", "\r", "\r\n", "{}", "[]", "''", "a: b", "\u{85}", "\u{0}",
 ];
 
 /// The last document of a text, if it says anything.
@@ -105,24 +57,10 @@ fn strictly(source: &Source) -> Option<RouteDocument> {
 
 /// [`WRITTEN`], and the routes of every example and of the reference.
 fn routes() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut folders: Vec<PathBuf> = ["examples", "deploy", "tests/interop", "xds/src/reference"]
-        .iter()
-        .map(|folder| root.join(folder))
-        .collect();
     let mut all = files::split(Path::new("written.yaml"), WRITTEN);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|end| end == "yaml") {
-                all.extend(files::split(
-                    &path,
-                    &std::fs::read_to_string(&path).unwrap(),
-                ));
-            }
-        }
+    let folders = ["examples", "deploy", "tests/interop", "xds/src/reference"];
+    for (path, text) in files::of_repository(&folders) {
+        all.extend(files::split(&path, &text));
     }
     let kinds = ["kind: MeshRoute\n", "kind: 'MeshRoute'\n"];
     all.retain(|source| kinds.iter().any(|kind| source.text.contains(kind)));
@@ -180,7 +118,7 @@ fn what_is_damaged_is_not_read_in_another_way() {
     );
 }
 
-/// Puts something in, takes something out, repeats a line, or moves it.
+/// Puts something in or in another's place, takes something out, repeats a line or removes it.
 fn damage(text: &str, random: &mut Rng) -> String {
     let mut text: Vec<char> = text.chars().collect();
     for _ in 0..random.usize(1..=2) {
