@@ -680,7 +680,7 @@ mod tests {
 
     #[test]
     fn every_document_of_the_examples_keeps_its_meaning() {
-        let examples = crate::files::of_repository(&["examples"]);
+        let examples = files::of_repository(&["examples"]);
         for (path, text) in &examples {
             let formatted = format(text).unwrap();
             assert_eq!(format(&formatted), Ok(formatted.clone()), "{path:?}");
