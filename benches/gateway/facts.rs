@@ -27,6 +27,7 @@ impl Run {
                 .map(|(peer, path)| Ok((*peer, Program::of(*peer, path, folder)?)))
                 .collect::<Result<_>>()?,
             settings,
+            fastest_ns: None,
         })
     }
 }

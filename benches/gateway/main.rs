@@ -16,12 +16,14 @@
 
 mod backend;
 mod facts;
+mod helper;
 mod load;
 #[path = "../../tests/support/long_way.rs"]
 mod long_way;
 #[path = "../support/machine.rs"]
 mod machine;
 mod measure;
+mod pace;
 #[path = "../../tests/support/peers.rs"]
 #[expect(dead_code, reason = "the tests' peers are more than ours")]
 mod peers;
@@ -92,6 +94,7 @@ fn main() -> Result<()> {
     match roles.as_slice() {
         [role, what] if role == "load" => return load::run(serde_json::from_str(what)?),
         [role, what] if role == "backend" => return backend::run(&serde_json::from_str(what)?),
+        [role, _] if role == pace::ROLE => return pace::run(),
         _ => {}
     }
     let arguments = Arguments::parse();
@@ -130,7 +133,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let folder =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let bench = Bench::start(&folder, &wanted)?;
+    let mut bench = Bench::start(&folder, &wanted)?;
     let settings = Settings {
         repetitions: effort.repetitions,
         quick: effort.quick,
@@ -159,6 +162,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         measured.push(one);
     }
     run.machine.ended()?;
+    run.fastest_ns = Some(bench.fastest());
     run.settings.seconds = begin.elapsed().as_secs();
     let results = Results {
         runs: vec![run],
@@ -257,11 +261,8 @@ fn agrees(results: &Results) -> Result<()> {
     for one in &results.workloads {
         for label in one.samples.keys() {
             let again = format!("{label}-again");
-            let pair = one
-                .spread(label, Metric::CpuNs)
-                .zip(one.spread(&again, Metric::CpuNs));
-            if let Some((first, second)) = pair {
-                let by = (first.median / second.median - 1.0).abs();
+            if let Some(ratio) = one.ratio(label, &again, Metric::CpuNs) {
+                let by = (ratio - 1.0).abs();
                 println!("{:38} {label}: {:.1} % apart", one.name, by * 100.0);
                 if by > AGREES_WITHIN {
                     apart.push(format!("{} ({label})", one.name));

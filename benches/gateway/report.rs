@@ -55,6 +55,16 @@ impl Results {
         at.map_or_else(|| "unknown".to_owned(), |at| (at + 1).to_string())
     }
 
+    /// How much slower the proxy's core was than the fastest it was seen in the run: least and most.
+    fn core(&self, one: &Measured) -> String {
+        let run = self.runs.iter().find(|run| run.id == one.run);
+        let fastest = run.and_then(|run| run.fastest_ns);
+        let paces = fastest.zip(one.extremes(Metric::PaceNs));
+        paces.map_or_else(String::new, |(fastest, (least, most))| {
+            format!("{:.2}–{:.2}", least / fastest, most / fastest)
+        })
+    }
+
     fn labels(&self) -> Vec<String> {
         let all: BTreeSet<&String> = self
             .workloads
@@ -81,11 +91,11 @@ impl Results {
         for label in &others {
             write!(out, " to {label} |")?;
         }
-        write!(out, " goal | | run | samples |\n|---|---|")?;
+        write!(out, " goal | | core | run | samples |\n|---|---|")?;
         for _ in 0..labels.len() + others.len() {
             write!(out, "--:|")?;
         }
-        writeln!(out, "---|---|--:|--:|")?;
+        writeln!(out, "---|---|--:|--:|--:|")?;
         for (one, metric) in rows {
             write!(out, "| {} | {} |", one.title, metric.unit())?;
             for label in &labels {
@@ -99,19 +109,18 @@ impl Results {
                     None => write!(out, " |")?,
                 }
             }
-            let ours = labels.first().and_then(|label| one.spread(label, *metric));
             for label in &others {
-                match (ours, one.spread(label, *metric)) {
-                    (Some(ours), Some(theirs)) if theirs.median > 0.0 => {
-                        write!(out, " {:.2} |", ours.median / theirs.median)?;
-                    }
-                    _ => write!(out, " |")?,
+                let ours = labels.first();
+                match ours.and_then(|ours| one.ratio(ours, label, *metric)) {
+                    Some(ratio) => write!(out, " {ratio:.2} |")?,
+                    None => write!(out, " |")?,
                 }
             }
             let goal = one.goals.iter().find(|goal| goal.metric == *metric);
             let (text, met) = goal.map_or_else(Default::default, |goal| judge(one, goal));
             let run = self.run_number(&one.run);
-            writeln!(out, " {text} | {met} | {run} | {} |", one.count())?;
+            let core = self.core(one);
+            writeln!(out, " {text} | {met} | {core} | {run} | {} |", one.count())?;
         }
         Ok(())
     }
@@ -193,6 +202,7 @@ impl Metric {
             Self::P99Us => "p99 µs",
             Self::PssBytes => "PSS kB",
             Self::PssMib => "PSS MiB",
+            Self::PaceNs => "core ns",
         }
     }
 
@@ -205,7 +215,8 @@ impl Metric {
             | Self::WallMs
             | Self::P50Us
             | Self::P99Us
-            | Self::PssMib => value,
+            | Self::PssMib
+            | Self::PaceNs => value,
         }
     }
 }
@@ -217,7 +228,11 @@ fn is_judged(one: &Measured, metric: Metric) -> bool {
             Metric::CpuNs | Metric::CpuMs | Metric::PssBytes => true,
             // Where memory for one connection is told, the sum is a remark.
             Metric::PssMib => !one.metrics().contains(&Metric::PssBytes),
-            Metric::StreamMbPerS | Metric::WallMs | Metric::P50Us | Metric::P99Us => false,
+            Metric::StreamMbPerS
+            | Metric::WallMs
+            | Metric::P50Us
+            | Metric::P99Us
+            | Metric::PaceNs => false,
         }
 }
 
@@ -227,11 +242,11 @@ fn judge(one: &Measured, goal: &Goal) -> (String, &'static str) {
         Mark::AtMost(mark) => ("≤", mark),
         Mark::AtLeast(mark) => ("≥", mark),
     };
-    let (text, limit) = match goal.against {
+    let ours = Peer::Zeugma.name();
+    let (text, reached) = match goal.against {
         Some(peer) => (
             format!("{sign} {mark:.2} × {}", peer.name()),
-            one.spread(peer.name(), goal.metric)
-                .map(|theirs| mark * theirs.median),
+            one.ratio(ours, peer.name(), goal.metric),
         ),
         None => (
             format!(
@@ -239,14 +254,13 @@ fn judge(one: &Measured, goal: &Goal) -> (String, &'static str) {
                 figure(goal.metric.scaled(mark)),
                 goal.metric.unit()
             ),
-            Some(mark),
+            one.spread(ours, goal.metric).map(|ours| ours.median),
         ),
     };
-    let ours = one.spread(Peer::Zeugma.name(), goal.metric);
-    let met = match (ours.zip(limit), goal.mark) {
+    let met = match (reached, goal.mark) {
         (None, _) => "not measured",
-        (Some((ours, limit)), Mark::AtMost(_)) if ours.median <= limit => "met",
-        (Some((ours, limit)), Mark::AtLeast(_)) if ours.median >= limit => "met",
+        (Some(reached), Mark::AtMost(mark)) if reached <= mark => "met",
+        (Some(reached), Mark::AtLeast(mark)) if reached >= mark => "met",
         (Some(_), Mark::AtMost(_) | Mark::AtLeast(_)) => "**missed**",
     };
     (text, met)
@@ -271,7 +285,14 @@ const HOW: &str = "
   the units of work: a connection, a MiB, a request, a message. That of a start is the whole process's,
   threads that have ended included (`/proc/<pid>/stat`, in steps of 10 ms). PSS is that of the tree
   (`smaps_rollup`); for idle connections, what it grew by in a new process after 64 connections.
-  Every figure is the median; ± is the median distance to it.
+  Every figure is the median; ± is the median distance to it. A ratio is the median of the ratios of
+  samples that were taken beside each other, in one round.
+- The core of a virtual machine can be shared with another machine, which makes all work on it slower
+  by up to two thirds for a while. Before and after each sample a fixed piece of work is timed on the
+  proxy's core; the column of the core is what it took, least and most of all samples that are kept, by the fastest
+  piece of the run: 1.00 is a core that is not shared. A round in which it changed by more than a fifth
+  is taken again, as often as there are repetitions. A start waits for a core that is not shared, 300 s
+  of the run in all, and is taken again where the core began to be shared meanwhile.
 - Repetitions are spread over three starts of each proxy, after one of each start that is not kept:
   where code and memory come to lie changes a figure by up to a tenth, and is drawn at a start.
 - Each proxy has one worker (zeugma `workers: 1`, Envoy `--concurrency 1`, HAProxy `nbthread 1`,

@@ -61,6 +61,8 @@ pub(crate) enum Metric {
     PssBytes,
     /// PSS in all, in MiB.
     PssMib,
+    /// What a piece of work took on the proxy's core before and after, in nanoseconds.
+    PaceNs,
 }
 
 /// A mark to reach.
@@ -105,6 +107,10 @@ pub(crate) struct Run {
     pub(crate) machine: Machine,
     pub(crate) programs: BTreeMap<Peer, Program>,
     pub(crate) settings: Settings,
+    /// The fastest piece of work on the proxy's core, in nanoseconds: what [`Metric::PaceNs`] is of a
+    /// core that is not shared.
+    #[serde(default)]
+    pub(crate) fastest_ns: Option<f64>,
 }
 
 /// What ran.
@@ -156,10 +162,37 @@ impl Measured {
         Spread::of(&values)
     }
 
-    /// Every number that some sample has.
+    /// How often `label` takes what `other` takes: of those taken beside each other, in one round, the
+    /// median of the ratios.
+    pub(crate) fn ratio(&self, label: &str, other: &str, metric: Metric) -> Option<f64> {
+        let pairs = self
+            .samples
+            .get(label)?
+            .iter()
+            .zip(self.samples.get(other)?);
+        let ratios: Vec<f64> = pairs
+            .filter_map(|(ours, theirs)| Some((*ours.get(&metric)?, *theirs.get(&metric)?)))
+            .filter(|(_, theirs)| *theirs > 0.0)
+            .map(|(ours, theirs)| ours / theirs)
+            .collect();
+        Spread::of(&ratios).map(|spread| spread.median)
+    }
+
+    /// The least and the greatest of a number, of all that took part.
+    pub(crate) fn extremes(&self, metric: Metric) -> Option<(f64, f64)> {
+        let samples = self.samples.values().flatten();
+        let values = samples.filter_map(|sample| sample.get(&metric).copied());
+        values.fold(None, |extremes, value| {
+            let (least, most) = extremes.unwrap_or((value, value));
+            Some((least.min(value), most.max(value)))
+        })
+    }
+
+    /// Every number that some sample has, but the pace of the core, which is not the proxy's.
     pub(crate) fn metrics(&self) -> BTreeSet<Metric> {
         let samples = self.samples.values().flatten();
-        samples.flat_map(|sample| sample.keys().copied()).collect()
+        let metrics = samples.flat_map(|sample| sample.keys().copied());
+        metrics.filter(|one| *one != Metric::PaceNs).collect()
     }
 
     /// How many samples each has; of the least where one has fewer.

@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::helper::Helper;
 use crate::load::{Done, Job, Load, Opening};
 use crate::measure::{Cpu, lifetime, pss};
+use crate::pace::{Pace, is_steady};
 use crate::pki::Domain;
-use crate::proxies::{Between, Proxy, Site, Work, programs};
+use crate::proxies::{Between, PROXY_CORE, Proxy, Site, Work, programs};
 use crate::relay::Relay;
 use crate::results::{Measured, Metric, Peer, Sample};
 use crate::tls::{Caller, hello_config};
@@ -23,7 +25,8 @@ use crate::workloads::{Begins, Measure, Workload};
 
 /// The core of everything but the proxy.
 const LOAD_CORE: &str = "1";
-/// How often a sample is taken again in which a thread ended.
+/// How often a sample is taken again in which a thread ended, or a start in which the core began to be
+/// shared.
 const RETAKES: usize = 3;
 /// How long memory may settle after the last connection.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -59,7 +62,11 @@ pub(crate) struct Effort {
 pub(crate) struct Bench {
     pub(crate) site: Site,
     _backend: Helper,
+    pace: Pace,
 }
+
+/// By who took part, in the order of the rounds.
+type Samples = BTreeMap<String, Vec<Sample>>;
 
 impl Bench {
     /// Makes certificates in `folder` and starts the backend.
@@ -84,12 +91,13 @@ impl Bench {
         Ok(Self {
             site,
             _backend: backend,
+            pace: Pace::of(PROXY_CORE)?,
         })
     }
 
     /// Takes all samples of a workload, for a run.
     pub(crate) fn measure(
-        &self,
+        &mut self,
         run: &str,
         workload: &Workload,
         contestants: &[Contestant],
@@ -100,54 +108,140 @@ impl Bench {
             .filter(|one| workload.peers.contains(&one.peer) && workload.between.fits(one.peer))
             .cloned()
             .collect();
-        let mut samples: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
-        match workload.measure {
+        let samples = match workload.measure {
             Measure::Cpu { full, quick } => {
                 let job = if effort.quick { quick } else { full };
-                let starts = if effort.quick { 1 } else { STARTS };
-                for (nth, repetitions) in shares(effort.repetitions, starts).enumerate() {
-                    let proxies = contestants
-                        .iter()
-                        .map(|one| Course::start(&self.site, workload.between, one))
-                        .collect::<Result<Vec<_>>>()?;
-                    // The first of each fills pools, caches and branch predictors, and is not kept.
-                    for repetition in 0..=repetitions {
-                        for turn in order(proxies.len(), nth + repetition) {
-                            let sample = self
-                                .cpu(workload, job, &proxies[turn])
-                                .with_context(|| contestants[turn].label.clone())?;
-                            if repetition > 0 {
-                                let label = contestants[turn].label.clone();
-                                samples.entry(label).or_default().push(sample);
-                            }
-                        }
-                    }
-                }
+                self.rounds(workload, job, &contestants, effort)
             }
             Measure::Idle { .. } | Measure::Start | Measure::Restart => {
-                let most = if effort.quick { 1 } else { SLOW_REPETITIONS };
-                for repetition in 0..effort.repetitions.min(most) {
-                    for turn in order(contestants.len(), repetition) {
-                        let one = &contestants[turn];
-                        let sample = match workload.measure {
-                            Measure::Idle { count } => self.idle(workload, count, one),
-                            Measure::Cpu { .. } | Measure::Start | Measure::Restart => {
-                                self.start_time(workload, one)
-                            }
-                        };
-                        let sample = sample.with_context(|| one.label.clone())?;
-                        samples.entry(one.label.clone()).or_default().push(sample);
-                    }
-                }
+                self.slow_rounds(workload, &contestants, effort)
             }
-        }
+        };
         Ok(Measured {
             name: workload.name.to_owned(),
             run: run.to_owned(),
             title: workload.title.to_owned(),
             goals: workload.goals.clone(),
-            samples,
+            samples: samples?,
         })
+    }
+
+    /// The fastest piece of work that was seen on the proxy's core, in nanoseconds.
+    pub(crate) const fn fastest(&self) -> f64 {
+        self.pace.fastest()
+    }
+
+    /// CPU of a job, by proxies that go on. The samples of a round are taken at one pace of the core:
+    /// a round in which it changed is taken again, as often as there are repetitions.
+    fn rounds(
+        &mut self,
+        workload: &Workload,
+        job: Job,
+        contestants: &[Contestant],
+        effort: Effort,
+    ) -> Result<Samples> {
+        let mut samples = Samples::new();
+        let starts = if effort.quick { 1 } else { STARTS };
+        let mut again = if effort.quick { 0 } else { effort.repetitions };
+        for (nth, repetitions) in shares(effort.repetitions, starts).enumerate() {
+            let courses = contestants
+                .iter()
+                .map(|one| Course::start(&self.site, workload.between, one))
+                .collect::<Result<Vec<_>>>()?;
+            // The first fills pools, caches and branch predictors, and is not kept.
+            self.round(workload, job, contestants, &courses, nth)?;
+            let mut taken = 0;
+            while taken < repetitions {
+                let turn = nth + 1 + taken;
+                let (round, steady) = self.round(workload, job, contestants, &courses, turn)?;
+                if !steady && again > 0 {
+                    again -= 1;
+                    continue;
+                }
+                taken += 1;
+                for (label, sample) in round {
+                    samples.entry(label).or_default().push(sample);
+                }
+            }
+        }
+        Ok(samples)
+    }
+
+    /// One sample of each, and whether the pace of the core was the same all the while.
+    fn round(
+        &mut self,
+        workload: &Workload,
+        job: Job,
+        contestants: &[Contestant],
+        courses: &[Course],
+        turn: usize,
+    ) -> Result<(Vec<(String, Sample)>, bool)> {
+        let mut round = Vec::new();
+        let mut paces = vec![self.pace.now()?];
+        for turn in order(courses.len(), turn) {
+            let label = &contestants[turn].label;
+            let mut sample = self
+                .cpu(workload, job, &courses[turn])
+                .with_context(|| label.clone())?;
+            let before = paces.last().copied().unwrap_or_default();
+            let after = self.pace.now()?;
+            paces.push(after);
+            sample.insert(Metric::PaceNs, f64::midpoint(before, after));
+            round.push((label.clone(), sample));
+        }
+        Ok((round, is_steady(&paces)))
+    }
+
+    /// What needs a new proxy for each sample.
+    fn slow_rounds(
+        &mut self,
+        workload: &Workload,
+        contestants: &[Contestant],
+        effort: Effort,
+    ) -> Result<Samples> {
+        let mut samples = Samples::new();
+        let most = if effort.quick { 1 } else { SLOW_REPETITIONS };
+        for repetition in 0..effort.repetitions.min(most) {
+            for turn in order(contestants.len(), repetition) {
+                let one = &contestants[turn];
+                let sample = match workload.measure {
+                    Measure::Idle { count } => self.idle(workload, count, one),
+                    Measure::Cpu { .. } | Measure::Start | Measure::Restart => {
+                        self.start_alone(workload, one, effort)
+                    }
+                };
+                let sample = sample.with_context(|| one.label.clone())?;
+                samples.entry(one.label.clone()).or_default().push(sample);
+            }
+        }
+        Ok(samples)
+    }
+
+    /// A start on a core that is not shared, if the run's patience allows: the goal is a time, and that
+    /// of a start cannot be held beside another's of the same second.
+    fn start_alone(
+        &mut self,
+        workload: &Workload,
+        one: &Contestant,
+        effort: Effort,
+    ) -> Result<Sample> {
+        let mut again = if effort.quick { 0 } else { RETAKES };
+        loop {
+            let before = if effort.quick {
+                self.pace.now()?
+            } else {
+                self.pace.alone()?
+            };
+            let mut sample = self.start_time(workload, one)?;
+            let after = self.pace.now()?;
+            let pace = f64::midpoint(before, after);
+            if self.pace.is_alone(before) && !self.pace.is_alone(after) && again > 0 {
+                again -= 1;
+                continue;
+            }
+            sample.insert(Metric::PaceNs, pace);
+            return Ok(sample);
+        }
     }
 
     fn cpu(&self, workload: &Workload, job: Job, course: &Course) -> Result<Sample> {
@@ -155,7 +249,7 @@ impl Bench {
         for _ in 0..RETAKES {
             let mut helper = self.load(workload, job, course.address)?;
             let before = Cpu::at_rest(&pids)?;
-            let done = helper.go()?;
+            let done: Done = helper.go()?;
             let after = Cpu::at_rest(&pids)?;
             helper.finish()?;
             Cpu::at_rest(&pids)?;
@@ -190,12 +284,12 @@ impl Bench {
             parallel: 8,
         };
         let mut helper = self.load(workload, first, proxy.address)?;
-        helper.go()?;
+        let _: Done = helper.go()?;
         helper.finish()?;
         Cpu::at_rest(&pids)?;
         let before = pss(proxy.pid())?;
         let mut helper = self.load(workload, Job::Idle { count }, proxy.address)?;
-        helper.go()?;
+        let _: Done = helper.go()?;
         Cpu::at_rest(&pids)?;
         thread::sleep(SETTLE);
         let after = pss(proxy.pid())?;
@@ -327,58 +421,4 @@ fn pin_self() -> Result<()> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
-}
-
-/// This program again, in another role. Dropping it kills it.
-#[derive(Debug)]
-struct Helper {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Helper {
-    fn start(role: &str, what: &str) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args([role, what])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take().context("the standard output")?;
-        Ok(Self {
-            child,
-            stdin,
-            stdout: BufReader::new(stdout),
-        })
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "a helper ended; standard error says why");
-        Ok(line.trim_end().to_owned())
-    }
-
-    fn go(&mut self) -> Result<Done> {
-        let stdin = self.stdin.as_mut().context("the standard input")?;
-        stdin.write_all(b"go\n")?;
-        stdin.flush()?;
-        Ok(serde_json::from_str(&self.line()?)?)
-    }
-
-    fn finish(mut self) -> Result<()> {
-        self.stdin.take();
-        let status = self.child.wait()?;
-        ensure!(status.success(), "a load generator: {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        // Both fail only where it has ended by itself.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
 }

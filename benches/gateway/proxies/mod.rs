@@ -24,7 +24,7 @@ use crate::ports::free_port;
 use crate::results::Peer;
 
 /// The core of the proxy that is measured.
-const PROXY_CORE: &str = "0";
+pub(crate) const PROXY_CORE: &str = "0";
 /// How long a proxy may take to listen.
 const LISTENS_WITHIN: Duration = Duration::from_secs(60);
 /// How long a proxy may take to end on SIGTERM before it is killed.
