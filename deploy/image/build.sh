@@ -28,16 +28,11 @@ while [ $# -gt 0 ]; do
 done
 output=${output:-${CARGO_TARGET_DIR:-target}/image/$profile}
 
-# Always named: only then do build scripts and procedural macros, which run here, stay dynamic.
-target=x86_64-unknown-linux-gnu
-# Nothing of the folders of this machine gets in, so that two of them give the same bytes.
-cargo_home=${CARGO_HOME:-$HOME/.cargo}
-export RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$PWD=/zeugma --remap-path-prefix=$cargo_home=/cargo"
-export CFLAGS_x86_64_unknown_linux_gnu="-ffile-prefix-map=$PWD=/zeugma -ffile-prefix-map=$cargo_home=/cargo"
+. deploy/image/flags.sh
 # An image of the development profile is for the tests: nobody looks into it with a debugger.
 [ "$profile" = release ] || export CARGO_PROFILE_DEV_DEBUG=false
-cargo build --locked --profile "$profile" --bin zeugma --target "$target"
-binary=${CARGO_TARGET_DIR:-target}/$target/$([ "$profile" = dev ] && echo debug || echo "$profile")/zeugma
+cargo build --locked --profile "$profile" --bin zeugma
+binary=${CARGO_TARGET_DIR:-target}/$CARGO_BUILD_TARGET/$([ "$profile" = dev ] && echo debug || echo "$profile")/zeugma
 
 # The C library's own resolver loads shared files of exactly its version, which the image has not.
 if nm "$binary" | grep -w getaddrinfo >&2; then

@@ -26,7 +26,7 @@ use zeugma_core::retry::RetryBudget;
 use zeugma_core::snapshot::{ClusterIx, Listener, Snapshot};
 use zeugma_core::verdict::Reason;
 
-use crate::memory::{self, MemoryUse};
+use crate::memory::MemoryUse;
 use crate::runtime::{Published, Shared};
 use crate::upstream::Pinned;
 
@@ -344,9 +344,6 @@ fn look_at_memory(
     *is_readable = true;
     let (now, changed) = watermark.look(used);
     let is_short = now == Memory::Short;
-    if is_short {
-        memory::give_back(memory::IN_NEED);
-    }
     let admission = &shared.admission;
     admission.is_memory_short.store(is_short, Ordering::Relaxed);
     shared.metrics.memory(used, is_short);

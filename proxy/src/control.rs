@@ -54,7 +54,6 @@ use crate::federation::{self, Federation};
 use crate::identity::{self, Agent, AskedAgent};
 use crate::listener::WorkerHandle;
 use crate::logging::Logging;
-use crate::memory;
 use crate::metrics::Metrics;
 use crate::peer::ask::{self, HEARD_MAX, Heard};
 use crate::probe::{Finding, probe};
@@ -395,7 +394,6 @@ fn begin_beside(
     count_panics(shared);
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
-    beside.spawn_local(memory::give_back_at_rest(shared.changes.subscribe()));
     beside.spawn_local(alarms::watch_expiry(Arc::clone(shared)));
     beside.spawn_local(systemd::watch(Arc::clone(shared)));
     beside.spawn_local(federation::run(Arc::clone(shared)));

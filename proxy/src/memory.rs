@@ -1,12 +1,9 @@
 //! The memory in use, as the kernel tells it: of this process, and of its cgroup where that has a
-//! limit (cgroups(7), v2 and v1). And what is free of it, given back.
+//! limit (cgroups(7), v2 and v1).
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use tokio::sync::watch;
 
 /// Where the memory of this process is told.
 #[derive(Debug)]
@@ -141,47 +138,6 @@ fn in_use(cgroup: &Cgroup) -> io::Result<u64> {
         .find_map(|line| line.strip_prefix(files.inactive)?.trim().parse().ok())
         .unwrap_or(0);
     Ok(current.saturating_sub(inactive))
-}
-
-/// How often a gateway that rests has free memory given back.
-const EVERY: Duration = Duration::from_secs(1);
-/// How soon after a configuration it is looked for, and again after twice the time: what it was made with is
-/// free, and for longer than the allocator waits (`.cargo/config.toml`); some, what writes it to disk has.
-const SOON: Duration = Duration::from_millis(20);
-/// What is asked for each time: the allocator looks about once in a thousand times that it is asked or
-/// given back, so that a gateway at rest keeps nothing for long.
-const AT_REST: usize = 64;
-/// As much as makes it look once: what is asked for is given back too.
-const ONCE: usize = 512;
-/// As much as makes it look at once, and some times more.
-pub(crate) const IN_NEED: usize = 2048;
-/// A piece that no thread keeps one of (jemalloc(3), `opt.tcache_max`); none of it is touched.
-const PIECE_BYTES: usize = 64 * 1024;
-
-/// Has the allocator give back what is free: it looks for that while it is asked for memory, and a
-/// gateway at rest asks for none.
-pub(crate) fn give_back(pieces: usize) {
-    for _ in 0..pieces {
-        drop(std::hint::black_box(Vec::<u8>::with_capacity(PIECE_BYTES)));
-    }
-}
-
-/// Gives back what is free, for ever: soon after each of these changes, for a configuration takes several
-/// times the memory to make that it takes to keep, and now and then.
-pub(crate) async fn give_back_at_rest(mut changes: watch::Receiver<u64>) {
-    let mut wait = SOON;
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {
-                give_back(if wait < EVERY { ONCE } else { AT_REST });
-                wait = (wait * 2).min(EVERY);
-            }
-            changed = changes.changed() => match changed {
-                Ok(()) => wait = SOON,
-                Err(_) => return,
-            }
-        }
-    }
 }
 
 #[cfg(test)]
