@@ -16,7 +16,6 @@
 
 mod backend;
 mod facts;
-mod helper;
 mod load;
 #[path = "../../tests/support/long_way.rs"]
 mod long_way;
@@ -34,6 +33,7 @@ mod proxies;
 mod relay;
 mod report;
 mod results;
+mod role;
 mod run;
 mod spread;
 mod tls;
@@ -262,7 +262,7 @@ fn agrees(results: &Results) -> Result<()> {
         for label in one.samples.keys() {
             let again = format!("{label}-again");
             if let Some(ratio) = one.ratio(label, &again, Metric::CpuNs) {
-                let by = (ratio - 1.0).abs();
+                let by = (ratio.median - 1.0).abs();
                 println!("{:38} {label}: {:.1} % apart", one.name, by * 100.0);
                 if by > AGREES_WITHIN {
                     apart.push(format!("{} ({label})", one.name));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::helper::Helper;
+use crate::role::Role;
 use crate::spread::Spread;
 
 /// What the second program is called by.
@@ -22,33 +22,35 @@ const PIECES: usize = 9;
 const ALONE: f64 = 1.15;
 /// How far two readings may be apart between which figures are compared.
 const STEADY: f64 = 1.2;
-/// How long to wait, in a run, for a core that is not shared.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Readings at the beginning, from which the fastest piece is known: a core that is shared is not so in
+/// every millisecond.
+const FIRST: usize = 24;
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Reads the pace of a core, from a program on it that otherwise sleeps.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    helper: Helper,
+    probe: Role,
     fastest: f64,
-    patience: Duration,
 }
 
 impl Pace {
     /// Of this core.
     pub(crate) fn of(core: &str) -> Result<Self> {
         let mut this = Self {
-            helper: Helper::start_on(core, ROLE, "")?,
+            probe: Role::start_on(core, ROLE, "")?,
             fastest: f64::INFINITY,
-            patience: PATIENCE,
         };
-        this.now()?;
+        for _ in 0..FIRST {
+            this.now()?;
+            thread::sleep(PAUSE / 5);
+        }
         Ok(this)
     }
 
     /// Nanoseconds that a piece of work takes.
     pub(crate) fn now(&mut self) -> Result<f64> {
-        let pieces: Vec<f64> = self.helper.go()?;
+        let pieces: Vec<f64> = self.probe.go()?;
         let least = pieces.iter().copied().fold(f64::INFINITY, f64::min);
         self.fastest = self.fastest.min(least);
         let middle = Spread::of(&pieces).map(|spread| spread.median);
@@ -56,16 +58,16 @@ impl Pace {
         Ok(middle.unwrap_or_default())
     }
 
-    /// The same once the core is not shared, or as it is when the run's patience is at its end.
-    pub(crate) fn alone(&mut self) -> Result<f64> {
+    /// The same once the core is not shared, or as it is when `patience`, which is used up, is at its end.
+    pub(crate) fn alone(&mut self, patience: &mut Duration) -> Result<f64> {
         loop {
             let since = Instant::now();
             let pace = self.now()?;
-            if self.is_alone(pace) || self.patience.is_zero() {
+            if self.is_alone(pace) || patience.is_zero() {
                 return Ok(pace);
             }
             thread::sleep(PAUSE);
-            self.patience = self.patience.saturating_sub(since.elapsed());
+            *patience = patience.saturating_sub(since.elapsed());
         }
     }
 

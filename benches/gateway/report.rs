@@ -55,13 +55,18 @@ impl Results {
         at.map_or_else(|| "unknown".to_owned(), |at| (at + 1).to_string())
     }
 
-    /// How much slower the proxy's core was than the fastest it was seen in the run: least and most.
+    /// How much slower the proxy's core was than the fastest it was seen in the run: least and most; and
+    /// how often it changed.
     fn core(&self, one: &Measured) -> String {
         let run = self.runs.iter().find(|run| run.id == one.run);
         let fastest = run.and_then(|run| run.fastest_ns);
         let paces = fastest.zip(one.extremes(Metric::PaceNs));
         paces.map_or_else(String::new, |(fastest, (least, most))| {
-            format!("{:.2}–{:.2}", least / fastest, most / fastest)
+            let range = format!("{:.2}–{:.2}", least / fastest, most / fastest);
+            match one.uneven {
+                0 => range,
+                uneven => format!("{range}, uneven {uneven}"),
+            }
         })
     }
 
@@ -112,7 +117,12 @@ impl Results {
             for label in &others {
                 let ours = labels.first();
                 match ours.and_then(|ours| one.ratio(ours, label, *metric)) {
-                    Some(ratio) => write!(out, " {ratio:.2} |")?,
+                    Some(ratio) => write!(
+                        out,
+                        " {:.2} ± {:.0} % |",
+                        ratio.median,
+                        ratio.relative() * 100.0
+                    )?,
                     None => write!(out, " |")?,
                 }
             }
@@ -246,7 +256,8 @@ fn judge(one: &Measured, goal: &Goal) -> (String, &'static str) {
     let (text, reached) = match goal.against {
         Some(peer) => (
             format!("{sign} {mark:.2} × {}", peer.name()),
-            one.ratio(ours, peer.name(), goal.metric),
+            one.ratio(ours, peer.name(), goal.metric)
+                .map(|ratio| ratio.median),
         ),
         None => (
             format!(
@@ -283,16 +294,19 @@ const HOW: &str = "
 - CPU is the time that all threads of the proxy's process tree were on a processor
   (`/proc/<pid>/task/*/schedstat`), from before the work until the tree is at rest again, divided by
   the units of work: a connection, a MiB, a request, a message. That of a start is the whole process's,
-  threads that have ended included (`/proc/<pid>/stat`, in steps of 10 ms). PSS is that of the tree
+  threads that have ended included, a second after the first answer (`/proc/<pid>/stat`, in steps of 10 ms),
+  and so is its memory. PSS is that of the tree
   (`smaps_rollup`); for idle connections, what it grew by in a new process after 64 connections.
   Every figure is the median; ± is the median distance to it. A ratio is the median of the ratios of
   samples that were taken beside each other, in one round.
 - The core of a virtual machine can be shared with another machine, which makes all work on it slower
-  by up to two thirds for a while. Before and after each sample a fixed piece of work is timed on the
-  proxy's core; the column of the core is what it took, least and most of all samples that are kept, by the fastest
-  piece of the run: 1.00 is a core that is not shared. A round in which it changed by more than a fifth
-  is taken again, as often as there are repetitions. A start waits for a core that is not shared, 300 s
-  of the run in all, and is taken again where the core began to be shared meanwhile.
+  by up to two thirds for a while. Before and after each sample of CPU and each start a fixed piece of
+  work, of some milliseconds, is timed nine times on the proxy's core. The column of the core has the
+  mean of the two medians by the fastest piece that the run saw: near 1.00 the core was not shared. A
+  round in which the readings are apart by more than a fifth is taken again, in all as often as there are
+  repetitions, and then kept and counted as uneven. A start waits for a core that is not shared, 90 s in
+  all for a workload, and is taken again, three times at most, where the core began to be shared meanwhile.
+- The rounds begin with another proxy each, and every other round has them the other way round.
 - Repetitions are spread over three starts of each proxy, after one of each start that is not kept:
   where code and memory come to lie changes a figure by up to a tenth, and is drawn at a start.
 - Each proxy has one worker (zeugma `workers: 1`, Envoy `--concurrency 1`, HAProxy `nbthread 1`,

@@ -107,8 +107,8 @@ pub(crate) struct Run {
     pub(crate) machine: Machine,
     pub(crate) programs: BTreeMap<Peer, Program>,
     pub(crate) settings: Settings,
-    /// The fastest piece of work on the proxy's core, in nanoseconds: what [`Metric::PaceNs`] is of a
-    /// core that is not shared.
+    /// The fastest piece of work on the proxy's core, in nanoseconds: what [`Metric::PaceNs`] is at best
+    /// of a core that is not shared.
     #[serde(default)]
     pub(crate) fastest_ns: Option<f64>,
 }
@@ -140,6 +140,9 @@ pub(crate) struct Measured {
     pub(crate) goals: Vec<Goal>,
     /// By who took part.
     pub(crate) samples: BTreeMap<String, Vec<Sample>>,
+    /// Rounds, and starts, in which the pace of the core was not the same all the while.
+    #[serde(default)]
+    pub(crate) uneven: usize,
 }
 
 /// A workload that a run could not measure.
@@ -164,7 +167,7 @@ impl Measured {
 
     /// How often `label` takes what `other` takes: of those taken beside each other, in one round, the
     /// median of the ratios.
-    pub(crate) fn ratio(&self, label: &str, other: &str, metric: Metric) -> Option<f64> {
+    pub(crate) fn ratio(&self, label: &str, other: &str, metric: Metric) -> Option<Spread> {
         let pairs = self
             .samples
             .get(label)?
@@ -175,7 +178,7 @@ impl Measured {
             .filter(|(_, theirs)| *theirs > 0.0)
             .map(|(ours, theirs)| ours / theirs)
             .collect();
-        Spread::of(&ratios).map(|spread| spread.median)
+        Spread::of(&ratios)
     }
 
     /// The least and the greatest of a number, of all that took part.

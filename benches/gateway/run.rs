@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::helper::Helper;
 use crate::load::{Done, Job, Load, Opening};
 use crate::measure::{Cpu, lifetime, pss};
 use crate::pace::{Pace, is_steady};
@@ -19,6 +18,7 @@ use crate::pki::Domain;
 use crate::proxies::{Between, PROXY_CORE, Proxy, Site, Work, programs};
 use crate::relay::Relay;
 use crate::results::{Measured, Metric, Peer, Sample};
+use crate::role::Role;
 use crate::tls::{Caller, hello_config};
 use crate::wire::{ANSWER, Command as Wire, Hello, answer};
 use crate::workloads::{Begins, Measure, Workload};
@@ -28,13 +28,17 @@ const LOAD_CORE: &str = "1";
 /// How often a sample is taken again in which a thread ended, or a start in which the core began to be
 /// shared.
 const RETAKES: usize = 3;
-/// How long memory may settle after the last connection.
+/// How long memory may settle after a start or the last connection.
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often each proxy is started for the samples of a workload: where its code and memory come to lie
 /// changes a figure by a tenth, and is drawn at a start.
 const STARTS: usize = 3;
-/// Samples of idle memory and of starts: they vary less and take longer.
-const SLOW_REPETITIONS: usize = 3;
+/// Samples of idle memory: they vary less and take longer.
+const IDLE_REPETITIONS: usize = 3;
+/// How long after a job what it has put off is done: memory goes back within a fifth of a second.
+const AFTERWARDS: Duration = Duration::from_millis(200);
+/// How long to wait, in a workload, for a core that is not shared.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// So many samples over so many starts, none of which is without one.
 fn shares(samples: usize, starts: usize) -> impl Iterator<Item = usize> {
@@ -61,7 +65,7 @@ pub(crate) struct Effort {
 #[derive(Debug)]
 pub(crate) struct Bench {
     pub(crate) site: Site,
-    _backend: Helper,
+    _backend: Role,
     pace: Pace,
 }
 
@@ -77,7 +81,7 @@ impl Bench {
         let east = Domain::new(&pki, "east.example")?;
         let west = Domain::new(&pki, "west.example")?;
         let service = Site::service_svid(&east)?;
-        let mut backend = Helper::start("backend", &serde_json::to_string(&service)?)?;
+        let mut backend = Role::start("backend", &serde_json::to_string(&service)?)?;
         let site = Site {
             folder: folder.to_owned(),
             gateway: east.svid("/zeugma/gateway", None)?,
@@ -108,7 +112,7 @@ impl Bench {
             .filter(|one| workload.peers.contains(&one.peer) && workload.between.fits(one.peer))
             .cloned()
             .collect();
-        let samples = match workload.measure {
+        let (samples, uneven) = match workload.measure {
             Measure::Cpu { full, quick } => {
                 let job = if effort.quick { quick } else { full };
                 self.rounds(workload, job, &contestants, effort)
@@ -116,13 +120,14 @@ impl Bench {
             Measure::Idle { .. } | Measure::Start | Measure::Restart => {
                 self.slow_rounds(workload, &contestants, effort)
             }
-        };
+        }?;
         Ok(Measured {
             name: workload.name.to_owned(),
             run: run.to_owned(),
             title: workload.title.to_owned(),
             goals: workload.goals.clone(),
-            samples: samples?,
+            samples,
+            uneven,
         })
     }
 
@@ -132,15 +137,17 @@ impl Bench {
     }
 
     /// CPU of a job, by proxies that go on. The samples of a round are taken at one pace of the core:
-    /// a round in which it changed is taken again, as often as there are repetitions.
+    /// a round in which it changed is taken again, in all as often as there are repetitions, and then
+    /// kept and counted.
     fn rounds(
         &mut self,
         workload: &Workload,
         job: Job,
         contestants: &[Contestant],
         effort: Effort,
-    ) -> Result<Samples> {
+    ) -> Result<(Samples, usize)> {
         let mut samples = Samples::new();
+        let mut uneven = 0;
         let starts = if effort.quick { 1 } else { STARTS };
         let mut again = if effort.quick { 0 } else { effort.repetitions };
         for (nth, repetitions) in shares(effort.repetitions, starts).enumerate() {
@@ -159,12 +166,13 @@ impl Bench {
                     continue;
                 }
                 taken += 1;
+                uneven += usize::from(!steady);
                 for (label, sample) in round {
                     samples.entry(label).or_default().push(sample);
                 }
             }
         }
-        Ok(samples)
+        Ok((samples, uneven))
     }
 
     /// One sample of each, and whether the pace of the core was the same all the while.
@@ -198,60 +206,69 @@ impl Bench {
         workload: &Workload,
         contestants: &[Contestant],
         effort: Effort,
-    ) -> Result<Samples> {
+    ) -> Result<(Samples, usize)> {
         let mut samples = Samples::new();
-        let most = if effort.quick { 1 } else { SLOW_REPETITIONS };
+        let mut uneven = 0;
+        let most = match workload.measure {
+            _ if effort.quick => 1,
+            Measure::Idle { .. } => IDLE_REPETITIONS,
+            Measure::Cpu { .. } | Measure::Start | Measure::Restart => effort.repetitions,
+        };
+        let mut patience = if effort.quick {
+            Duration::ZERO
+        } else {
+            PATIENCE
+        };
         for repetition in 0..effort.repetitions.min(most) {
             for turn in order(contestants.len(), repetition) {
                 let one = &contestants[turn];
                 let sample = match workload.measure {
-                    Measure::Idle { count } => self.idle(workload, count, one),
+                    Measure::Idle { count } => {
+                        (self.idle(workload, count, one)).map(|sample| (sample, true))
+                    }
                     Measure::Cpu { .. } | Measure::Start | Measure::Restart => {
-                        self.start_alone(workload, one, effort)
+                        self.start_alone(workload, one, effort, &mut patience)
                     }
                 };
-                let sample = sample.with_context(|| one.label.clone())?;
+                let (sample, steady) = sample.with_context(|| one.label.clone())?;
+                uneven += usize::from(!steady);
                 samples.entry(one.label.clone()).or_default().push(sample);
             }
         }
-        Ok(samples)
+        Ok((samples, uneven))
     }
 
-    /// A start on a core that is not shared, if the run's patience allows: the goal is a time, and that
-    /// of a start cannot be held beside another's of the same second.
+    /// A start on a core that is not shared, if patience allows: the goal is a time. One that began so
+    /// and did not end so is taken again. Whether the pace of the core was the same all the while.
     fn start_alone(
         &mut self,
         workload: &Workload,
         one: &Contestant,
         effort: Effort,
-    ) -> Result<Sample> {
+        patience: &mut Duration,
+    ) -> Result<(Sample, bool)> {
         let mut again = if effort.quick { 0 } else { RETAKES };
         loop {
-            let before = if effort.quick {
-                self.pace.now()?
-            } else {
-                self.pace.alone()?
-            };
-            let mut sample = self.start_time(workload, one)?;
-            let after = self.pace.now()?;
-            let pace = f64::midpoint(before, after);
+            let (mut sample, [before, after]) = self.start_time(workload, one, patience)?;
             if self.pace.is_alone(before) && !self.pace.is_alone(after) && again > 0 {
                 again -= 1;
                 continue;
             }
-            sample.insert(Metric::PaceNs, pace);
-            return Ok(sample);
+            sample.insert(Metric::PaceNs, f64::midpoint(before, after));
+            return Ok((sample, is_steady(&[before, after])));
         }
     }
 
     fn cpu(&self, workload: &Workload, job: Job, course: &Course) -> Result<Sample> {
         let pids = course.pids();
         for _ in 0..RETAKES {
-            let mut helper = self.load(workload, job, course.address)?;
+            let mut load = self.load(workload, job, course.address)?;
             let before = Cpu::at_rest(&pids)?;
-            let done: Done = helper.go()?;
+            let done: Done = load.go()?;
+            // What the work leaves to be done a while later is of it.
+            thread::sleep(AFTERWARDS);
             let after = Cpu::at_rest(&pids)?;
-            helper.finish()?;
+            load.finish()?;
             Cpu::at_rest(&pids)?;
             course.check()?;
             let Some(spent) = after.since(&before) else {
@@ -283,17 +300,18 @@ impl Bench {
             count: 64,
             parallel: 8,
         };
-        let mut helper = self.load(workload, first, proxy.address)?;
-        let _: Done = helper.go()?;
-        helper.finish()?;
+        let mut load = self.load(workload, first, proxy.address)?;
+        let _: Done = load.go()?;
+        load.finish()?;
         Cpu::at_rest(&pids)?;
+        thread::sleep(SETTLE);
         let before = pss(proxy.pid())?;
-        let mut helper = self.load(workload, Job::Idle { count }, proxy.address)?;
-        let _: Done = helper.go()?;
+        let mut load = self.load(workload, Job::Idle { count }, proxy.address)?;
+        let _: Done = load.go()?;
         Cpu::at_rest(&pids)?;
         thread::sleep(SETTLE);
         let after = pss(proxy.pid())?;
-        helper.finish()?;
+        load.finish()?;
         let grown = after.saturating_sub(before) as f64;
         Ok(Sample::from([
             (Metric::PssBytes, grown / count as f64),
@@ -301,27 +319,40 @@ impl Bench {
         ]))
     }
 
-    fn start_time(&self, workload: &Workload, one: &Contestant) -> Result<Sample> {
+    /// A start, and the pace of the core before it and after.
+    fn start_time(
+        &mut self,
+        workload: &Workload,
+        one: &Contestant,
+        patience: &mut Duration,
+    ) -> Result<(Sample, [f64; 2])> {
         let hello = Hello::new(&hello_config()?, &workload.between.host())?.with(Wire::Close);
         let works = |address| answers(address, &hello).unwrap_or(false);
-        let mut proxy = Proxy::spawn(&self.site, one.peer, workload.alone()?, &one.label)?;
-        if workload.measure == Measure::Restart {
-            proxy = proxy.wait(works)?;
-            proxy = proxy.again(&self.site, &one.label)?;
-        }
+        let spawn = || Proxy::spawn(&self.site, one.peer, workload.alone()?, &one.label);
+        let (before, proxy) = if workload.measure == Measure::Restart {
+            let proxy = spawn()?.wait(works)?;
+            Cpu::at_rest(&[proxy.pid()])?;
+            let before = self.pace.alone(patience)?;
+            (before, proxy.again(&self.site, &one.label)?)
+        } else {
+            (self.pace.alone(patience)?, spawn()?)
+        };
         let proxy = proxy.wait(works)?;
         let wall = proxy.started.elapsed();
-        // What reads the configuration has ended by then.
-        let cpu = lifetime(proxy.pid())?;
         Cpu::at_rest(&[proxy.pid()])?;
-        Ok(Sample::from([
+        let after = self.pace.now()?;
+        // What reads the configuration has ended by then, and what was freed went back.
+        thread::sleep(SETTLE);
+        let cpu = lifetime(proxy.pid())?;
+        let sample = Sample::from([
             (Metric::WallMs, wall.as_secs_f64() * 1e3),
             (Metric::CpuMs, cpu as f64 / 1e6),
             (Metric::PssMib, mib(pss(proxy.pid())?)),
-        ]))
+        ]);
+        Ok((sample, [before, after]))
     }
 
-    fn load(&self, workload: &Workload, job: Job, target: SocketAddr) -> Result<Helper> {
+    fn load(&self, workload: &Workload, job: Job, target: SocketAddr) -> Result<Role> {
         let load = Load {
             target,
             name: workload.between.host(),
@@ -337,10 +368,10 @@ impl Bench {
             },
             job,
         };
-        let mut helper = Helper::start("load", &serde_json::to_string(&load)?)?;
-        let line = helper.line()?;
+        let mut role = Role::start("load", &serde_json::to_string(&load)?)?;
+        let line = role.line()?;
         ensure!(line == "ready", "a load generator said {line:?}");
-        Ok(helper)
+        Ok(role)
     }
 }
 
@@ -389,9 +420,16 @@ impl Course {
     }
 }
 
-/// Who comes when: everyone once, each time another first.
+/// Who comes when: everyone once, each time another first, and every other time the other way round.
 fn order(count: usize, repetition: usize) -> impl Iterator<Item = usize> {
-    (0..count).map(move |turn| (turn + repetition) % count)
+    (0..count).map(move |turn| {
+        let turn = if repetition % 2 == 0 {
+            turn
+        } else {
+            count - 1 - turn
+        };
+        (turn + repetition / 2) % count
+    })
 }
 
 fn mib(bytes: u64) -> f64 {

@@ -120,9 +120,10 @@ fn a_ratio_is_of_samples_of_one_round_and_the_row_says_how_slow_the_core_was() {
     let theirs = vec![pace(20e3, 5e6), pace(10e3, 2e6), pace(10e3, 2.5e6)];
     requests.samples =
         BTreeMap::from([("zeugma".to_owned(), ours), ("haproxy".to_owned(), theirs)]);
+    requests.uneven = 1;
     one.runs.first_mut().unwrap().fastest_ns = Some(2e6);
     let table = one.table().unwrap();
-    let row = "| 18.0 ± 0 % | 10.0 ± 0 % | 0.90 | ≤ 1.00 × haproxy | met | 1.00–2.50 | 1 | 3 |";
+    let row = "| 18.0 ± 0 % | 10.0 ± 0 % | 0.90 ± 0 % | ≤ 1.00 × haproxy | met | 1.00–2.50, uneven 1 | 1 | 3 |";
     assert!(table.contains(row), "{row} in {table}");
     assert!(!table.contains("core ns"), "{table}");
 }
@@ -208,6 +209,7 @@ fn of_run(id: &str, repetitions: usize, rows: &[(&str, f64)]) -> Results {
                 mark: Mark::AtMost(20e3),
             }],
             samples: BTreeMap::from([("zeugma".to_owned(), vec![sample; repetitions])]),
+            uneven: 0,
         }
     });
     Results {

@@ -418,9 +418,12 @@ async fn a_source_that_begins_too_many_is_closed_before_tls_and_others_are_not()
     let most = 2 + 2 * (began.elapsed().as_secs() + 1);
     assert!((2..=most).contains(&answered), "{answered} of {most}");
     assert!(!closed.is_empty(), "{answered}");
-    for source in &closed {
-        let line = gateway.connection(*source).await;
-        assert_eq!(line["verdict"], "handshake-rate", "{line}");
+    for source in closed.iter().map(ToString::to_string) {
+        // Not the first of that source: the kernel may have given its port to one that was let in.
+        let is_it = |line: &serde_json::Value| {
+            line["src.addr"] == *source && line["verdict"] == "handshake-rate"
+        };
+        let line = gateway.log(is_it).await;
         assert_eq!(
             (&line["flags"], &line["sni"]),
             (&"RL".into(), &serde_json::Value::Null)

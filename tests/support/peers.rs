@@ -74,6 +74,10 @@ pub(crate) fn xds_server() -> Result<PathBuf> {
         .join("xds-server");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--locked", "--manifest-path", manifest]);
+    // How ours is built, and for which target, is not how it is.
+    for name in ["CARGO_BUILD_TARGET", "RUSTFLAGS"] {
+        cargo.env_remove(name);
+    }
     let hint =
         format!("run `cargo build --locked --manifest-path {manifest}` and see what it says");
     run(cargo.arg("--target-dir").arg(&target), &hint)?;

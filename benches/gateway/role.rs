@@ -8,13 +8,13 @@ use serde::de::DeserializeOwned;
 
 /// This program again, in another role. Dropping it kills it.
 #[derive(Debug)]
-pub(crate) struct Helper {
+pub(crate) struct Role {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
 }
 
-impl Helper {
+impl Role {
     /// Starts one on the core of this process.
     pub(crate) fn start(role: &str, what: &str) -> Result<Self> {
         Self::spawn(Command::new(std::env::current_exe()?).args([role, what]))
@@ -45,7 +45,10 @@ impl Helper {
     pub(crate) fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         self.stdout.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "a helper ended; standard error says why");
+        ensure!(
+            !line.is_empty(),
+            "a program of the bench ended; standard error says why"
+        );
         Ok(line.trim_end().to_owned())
     }
 
@@ -61,12 +64,12 @@ impl Helper {
     pub(crate) fn finish(mut self) -> Result<()> {
         self.stdin.take();
         let status = self.child.wait()?;
-        ensure!(status.success(), "a load generator: {status}");
+        ensure!(status.success(), "a program of the bench: {status}");
         Ok(())
     }
 }
 
-impl Drop for Helper {
+impl Drop for Role {
     fn drop(&mut self) {
         // Both fail only where it has ended by itself.
         self.child.kill().ok();
