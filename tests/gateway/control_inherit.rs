@@ -157,8 +157,16 @@ impl Manager {
 
     /// The next message; the rest of a line that says when is left out.
     fn hears(&self) -> Vec<String> {
+        self.hears_of(&[])
+    }
+
+    /// The same; where none comes, it says what these gateways told.
+    fn hears_of(&self, gateways: &[&Gateway]) -> Vec<String> {
         let mut bytes = [0; 1024];
-        let n = self.0.recv(&mut bytes).unwrap();
+        let n = self.0.recv(&mut bytes).unwrap_or_else(|error| {
+            let told: Vec<_> = gateways.iter().map(|gateway| gateway.told()).collect();
+            panic!("no message: {error}\n{}", told.join("\n"))
+        });
         let text = String::from_utf8_lossy(&bytes[..n]).into_owned();
         let lines = text.lines().map(|line| match line.split_once('=') {
             Some(("MONOTONIC_USEC", when)) => {
@@ -189,7 +197,8 @@ async fn the_service_manager_hears_of_ready_reloading_stopping_and_the_next_proc
     assert_eq!(manager.hears(), ["READY=1"]);
     let second = told(&["--takeover"]);
     // From two processes: in either order.
-    let mut both = [manager.hears(), manager.hears()].concat();
+    let all = [&first, &second];
+    let mut both = [manager.hears_of(&all), manager.hears_of(&all)].concat();
     both.sort_unstable();
     assert_eq!(
         both,
