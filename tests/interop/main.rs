@@ -26,17 +26,23 @@ mod xds;
 mod zeugma;
 
 use std::fs;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use support::process;
 
-/// An empty folder for one test's files and logs; it stays after the test, to be looked at.
+/// An empty folder for one test's files and logs; it stays after the test, to be looked at. Its name is the
+/// beginning of the test's and a number made of all of it: the path of a socket in it is to have less than 108
+/// bytes (unix(7)).
 fn folder(test: &str) -> Result<PathBuf> {
+    let begin: String = test.chars().take(12).collect();
+    let mut hasher = DefaultHasher::new();
+    hasher.write(test.as_bytes());
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join("interop")
-        .join(test);
+        .join(format!("{begin}-{:06x}", hasher.finish() & 0xff_ffff));
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
