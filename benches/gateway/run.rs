@@ -423,7 +423,7 @@ impl Course {
 /// Who comes when: everyone once, each time another first, and every other time the other way round.
 fn order(count: usize, repetition: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |turn| {
-        let turn = if repetition % 2 == 0 {
+        let turn = if repetition.is_multiple_of(2) {
             turn
         } else {
             count - 1 - turn
