@@ -20,9 +20,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::pipes::{Filled, Pipe, Pipes};
+use crate::tls::in_place_bytes;
 
 /// What is read in one go, and so what a direction keeps at most of what its sink did not take.
-const BUFFER_BYTES: usize = 256 * 1024;
+const READ_BYTES: usize = 256 * 1024;
+/// So that TLS decrypts as much here in place.
+const BUFFER_BYTES: usize = in_place_bytes(READ_BYTES);
 /// When the directions of a worker keep so much together, each reads no more than
 /// [`SCARCE_BYTES`] in one go: many callers that do not read cost little each.
 const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -271,10 +274,13 @@ impl Direction {
         T: AsyncWrite + Unpin,
     {
         BUFFER.with_borrow_mut(|buffer| {
-            let room = if KEPT_BYTES.get() < KEPT_BYTES_MAX {
+            let is_tls = splicing.is_some_and(|splicing| (splicing.source)(source).is_none());
+            let room = if KEPT_BYTES.get() >= KEPT_BYTES_MAX {
+                SCARCE_BYTES
+            } else if is_tls {
                 BUFFER_BYTES
             } else {
-                SCARCE_BYTES
+                READ_BYTES
             };
             let mut room = ReadBuf::new(buffer.get_mut(..room).unwrap_or_default());
             ready!(Pin::new(&mut *source).poll_read(cx, &mut room)).map_err(Broken::Reading)?;
@@ -400,9 +406,9 @@ mod tests {
     /// How much a direction keeps of a lot, when its sink takes only so much.
     async fn kept_beyond(taken: usize) -> usize {
         let before = KEPT_BYTES.get();
-        let (mut far, mut source) = duplex(BUFFER_BYTES * 4);
+        let (mut far, mut source) = duplex(READ_BYTES * 4);
         let (mut sink, mut end) = duplex(taken);
-        far.write_all(&vec![7; BUFFER_BYTES * 4]).await.unwrap();
+        far.write_all(&vec![7; READ_BYTES * 4]).await.unwrap();
         far.shutdown().await.unwrap();
         let (mut direction, moved) = (Direction::new(), Cell::new(0));
         let polled =
@@ -415,14 +421,14 @@ mod tests {
         let rest = poll_fn(|cx| direction.poll(cx, (&mut source, &mut sink), None, &moved));
         let (ended, read) = tokio::join!(rest, end.read_to_end(&mut all));
         ended.unwrap();
-        assert_eq!(read.unwrap(), BUFFER_BYTES * 4);
+        assert_eq!(read.unwrap(), READ_BYTES * 4);
         assert_eq!(KEPT_BYTES.get(), before);
         kept
     }
 
     #[tokio::test]
     async fn what_directions_keep_together_is_bounded() {
-        assert_eq!(kept_beyond(1000).await, BUFFER_BYTES - 1000);
+        assert_eq!(kept_beyond(1000).await, READ_BYTES - 1000);
         let others = Kept::new(&vec![0; KEPT_BYTES_MAX]);
         assert_eq!(kept_beyond(1000).await, SCARCE_BYTES - 1000);
         drop(others);

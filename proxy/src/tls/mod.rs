@@ -41,6 +41,7 @@ pub use given::Given;
 pub use groups::KNOWN_GROUPS_MAX;
 pub use pem::PemError;
 pub use stream::TlsStream;
+pub(crate) use stream::in_place_bytes;
 pub(crate) use verification::Admit;
 pub use verification::PeerSlot;
 pub use verify::{CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, Refusal, TlsPeer, Usage, verify_chain};

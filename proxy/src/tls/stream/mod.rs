@@ -1,11 +1,12 @@
 //! A TLS stream over rustls's unbuffered connections.
 //!
 //! All connections of a thread share one buffer ([`scratch`]), in which records are decrypted and
-//! encrypted. A connection owns bytes only while it cannot hand them on:
+//! encrypted; a reader that gives room enough has them decrypted in its own ([`in_place_bytes`]). A
+//! connection owns bytes only while it cannot hand them on:
 //!
 //! ```text
 //!  socket -> shared buffer -> reader      a record that is not whole yet waits in `held`,
-//!                                         what the reader has no room for in `plaintext`
+//!  socket -> reader                       what the reader has no room for in `plaintext`
 //!  writer -> shared buffer -> socket      what the socket does not take waits in `outgoing`
 //! ```
 //!
@@ -46,9 +47,23 @@ const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// What is encrypted at once for a socket that took only a part of the last batch: what it does not
 /// take is kept in memory.
 const BATCH_BYTES_MIN: usize = 64 * 1024;
+/// A reader gets records decrypted in its own buffer if they have so much of it for themselves: for
+/// fewer of them the shared one is as good.
+const IN_PLACE_BYTES_MIN: usize = 3 * WIRE_BYTES;
 /// The most ciphertext that is held while a handshake message is not whole: rustls's own limit for
 /// one, with its buffered connections.
 const HELD_BYTES_MAX: usize = 0xffff;
+
+/// How large a reader's buffer is that `plaintext_bytes` are decrypted in, and not copied to: their
+/// records, and in front of these, for the plaintext of the first, as much as a record is at most.
+pub(crate) const fn in_place_bytes(plaintext_bytes: usize) -> usize {
+    WIRE_BYTES + with_overhead(plaintext_bytes)
+}
+
+/// Plaintext as the largest records of our suites.
+const fn with_overhead(plaintext_bytes: usize) -> usize {
+    plaintext_bytes + plaintext_bytes.div_ceil(RECORD_BYTES) * RECORD_OVERHEAD_BYTES
+}
 
 /// A byte stream inside TLS.
 ///
@@ -81,6 +96,15 @@ enum Reading {
     Truncated,
     /// The peer broke the protocol, or refused us; nothing is sent after the alert either.
     Failed(rustls::Error),
+}
+
+/// Where plaintext goes first.
+enum Place<'a, 'b> {
+    /// To a reader, if there is one.
+    Reader(Option<&'a mut ReadBuf<'b>>),
+    /// In front of the records that are not decrypted yet; so much stands there. A record's
+    /// plaintext has room there if a whole record had before the first.
+    InFront(usize),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -170,7 +194,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     ) -> Result<Box<Self>, (io::Error, S)> {
         let mut stream = begun?;
         // A client speaks first.
-        stream.take_in(&mut [], None);
+        stream.take_in(&mut [], 0, &mut Place::Reader(None));
         match poll_fn(|cx| stream.poll_handshake(cx)).await {
             Ok(()) => Ok(stream),
             Err(error) => Err((error, stream.carrier)),
@@ -213,28 +237,54 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         cx: &mut Context<'_>,
         reader: Option<&mut ReadBuf<'_>>,
     ) -> Poll<io::Result<()>> {
-        let mut scratch = Scratch::lend();
-        let ciphertext = &mut scratch.buffers().ciphertext;
         let held = self.held.len();
-        let wanted = reader.as_ref().map_or(0, |reader| reader.remaining());
-        let end = (held + WIRE_BYTES)
-            .max(wanted + wanted.div_ceil(RECORD_BYTES) * RECORD_OVERHEAD_BYTES)
-            .min(ciphertext.len());
-        let mut room = ReadBuf::new(ciphertext.get_mut(held..end).unwrap_or_default());
-        ready!(Pin::new(&mut self.carrier).poll_read(cx, &mut room))?;
-        let received = room.filled().len();
+        match reader {
+            Some(reader) if in_place_room(reader) >= held + IN_PLACE_BYTES_MIN => {
+                let mut place = Place::InFront(0);
+                let room = reader.initialize_unfilled();
+                ready!(self.poll_receive_in(cx, room, WIRE_BYTES, &mut place))?;
+                if let Place::InFront(filled) = place {
+                    reader.advance(filled);
+                }
+            }
+            reader => {
+                let wanted = reader.as_ref().map_or(0, |reader| reader.remaining());
+                let mut scratch = Scratch::lend();
+                let ciphertext = &mut scratch.buffers().ciphertext;
+                let end = (held + WIRE_BYTES)
+                    .max(with_overhead(wanted))
+                    .min(ciphertext.len());
+                let room = ciphertext.get_mut(..end).unwrap_or_default();
+                ready!(self.poll_receive_in(cx, room, 0, &mut Place::Reader(reader)))?;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Receives once, into `room` from `begin`, and takes in what came.
+    fn poll_receive_in(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: &mut [u8],
+        begin: usize,
+        place: &mut Place<'_, '_>,
+    ) -> Poll<io::Result<()>> {
+        let behind_held = begin + self.held.len();
+        let mut free = ReadBuf::new(room.get_mut(behind_held..).unwrap_or_default());
+        ready!(Pin::new(&mut self.carrier).poll_read(cx, &mut free))?;
+        let received = free.filled().len();
         if received == 0 {
             // What is held stays: rustls counts on it when it is asked to write.
             self.reading = Reading::Truncated;
             return Poll::Ready(Ok(()));
         }
-        let bytes = ciphertext.get_mut(..held + received).unwrap_or_default();
-        if let Some(place) = bytes.get_mut(..held) {
-            place.copy_from_slice(&self.held);
+        if let Some(front) = room.get_mut(begin..behind_held) {
+            front.copy_from_slice(&self.held);
         }
         // Whoever shakes hands sends by itself.
         let is_idle = self.outgoing.is_empty() && !self.connection.is_handshaking();
-        self.take_in(bytes, reader);
+        let bytes = room.get_mut(..behind_held + received).unwrap_or_default();
+        self.take_in(bytes, begin, place);
         if is_idle && !self.outgoing.is_empty() {
             // Nobody waits to send, so nobody loses its waker; if the socket takes nothing now, the
             // next write, flush or shutdown sends it.
@@ -243,20 +293,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Processes `bytes` to their last whole record, and holds the rest.
+    /// Processes `bytes` from `at` to their last whole record, and holds the rest.
     ///
     /// To the last, even where the reader's room ends: a connection that has whole records before
     /// it gives them, and lets nobody write.
-    fn take_in(&mut self, bytes: &mut [u8], reader: Option<&mut ReadBuf<'_>>) {
-        let mut gains = Gains {
-            reader,
-            plaintext: &mut self.plaintext,
-            outgoing: &mut self.outgoing,
-        };
-        let mut at = 0;
+    fn take_in(&mut self, bytes: &mut [u8], mut at: usize, place: &mut Place<'_, '_>) {
         let step = loop {
-            let rest = bytes.get_mut(at..).unwrap_or_default();
-            let (used, step) = self.connection.step(rest, &mut gains);
+            // Never more than there was: rustls says what it has used.
+            let (front, rest) = bytes.split_at_mut(at.min(bytes.len()));
+            let (used, step) = match place {
+                Place::Reader(reader) => self.step(rest, reader.as_deref_mut()),
+                Place::InFront(filled) => {
+                    let mut reader = ReadBuf::new(front);
+                    reader.set_filled(*filled);
+                    let stepped = self.step(rest, Some(&mut reader));
+                    *filled = reader.filled().len();
+                    stepped
+                }
+            };
             at += used;
             if !matches!(step, Step::Again) {
                 break step;
@@ -279,6 +333,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             }
             Step::Failed(error) => self.fail(error),
         }
+    }
+
+    /// Processes the next record of `received`; how many bytes of it are used up.
+    fn step(&mut self, received: &mut [u8], reader: Option<&mut ReadBuf<'_>>) -> (usize, Step) {
+        let mut gains = Gains {
+            reader,
+            plaintext: &mut self.plaintext,
+            outgoing: &mut self.outgoing,
+        };
+        self.connection.step(received, &mut gains)
     }
 
     fn fail(&mut self, error: rustls::Error) {
@@ -414,6 +478,12 @@ impl Reading {
             Self::Failed(error) => Some(Err(invalid_data(error))),
         }
     }
+}
+
+/// How much room a reader has for records: it is written before, so that nothing is written for
+/// that alone, and a whole record's worth in front of them is free.
+fn in_place_room(reader: &ReadBuf<'_>) -> usize {
+    (reader.initialized().len() - reader.filled().len()).saturating_sub(WIRE_BYTES)
 }
 
 fn invalid_data(error: &rustls::Error) -> io::Error {

@@ -8,7 +8,8 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::super::{
-    BATCH_BYTES_MAX, BATCH_BYTES_MIN, RECORD_BYTES, RECORD_OVERHEAD_BYTES, TlsStream,
+    BATCH_BYTES_MAX, BATCH_BYTES_MIN, IN_PLACE_BYTES_MIN, RECORD_BYTES, RECORD_OVERHEAD_BYTES,
+    TlsStream, WIRE_BYTES, in_place_bytes,
 };
 use super::carrier::Tampered;
 use super::{Io, SIDES, connect_whole, with_oracle_client};
@@ -61,7 +62,7 @@ async fn a_batch_is_one_write_and_one_read_of_the_carrier() {
     let bytes = vec![1; BATCH_BYTES_MAX];
     // A full batch lets the next be twice as large.
     let mut batch = BATCH_BYTES_MIN;
-    let mut read = vec![0; BATCH_BYTES_MAX];
+    let mut read = vec![0; in_place_bytes(BATCH_BYTES_MAX)];
     loop {
         let before = (client.carrier.writes, server.carrier.reads);
         assert_eq!(client.write(&bytes).await.unwrap(), batch);
@@ -73,6 +74,48 @@ async fn a_batch_is_one_write_and_one_read_of_the_carrier() {
         }
         batch = (batch * 2).min(BATCH_BYTES_MAX);
     }
+}
+
+#[tokio::test]
+async fn records_are_decrypted_in_a_buffer_that_has_room_for_them() {
+    let (mut ours, mut theirs) = with_oracle_client().await;
+    let room = in_place_bytes(2 * RECORD_BYTES);
+    assert_eq!(
+        room - WIRE_BYTES,
+        2 * (RECORD_BYTES + RECORD_OVERHEAD_BYTES)
+    );
+    for (room, in_place) in [(room, false), (WIRE_BYTES + IN_PLACE_BYTES_MIN, true)] {
+        let mut read = vec![0; room];
+        theirs.write_all(b"before").await.unwrap();
+        // What is no data stands between the records (RFC 8446 §4.6.3).
+        theirs.get_mut().1.refresh_traffic_keys().unwrap();
+        theirs.write_all(b" and after").await.unwrap();
+        theirs.flush().await.unwrap();
+        assert_eq!(ours.read(&mut read).await.unwrap(), 16);
+        assert_eq!(&read[..16], b"before and after");
+        // The header of the first record (RFC 8446 §5.2).
+        let header = [23, 3, 3, 0, 23];
+        assert_eq!(read[WIRE_BYTES..][..5] == header, in_place, "{room}");
+    }
+    // One that is not whole is held, however the buffers are that it is read with.
+    let sent: Vec<u8> = (0..3 * RECORD_BYTES).map(|n| (n % 251) as u8).collect();
+    let (mut got, mut rooms) = (Vec::new(), [1 << 18, 1000].iter().cycle());
+    let writing = async {
+        theirs.write_all(&sent).await.unwrap();
+        theirs.shutdown().await.unwrap();
+    };
+    let reading = async {
+        loop {
+            let mut read = vec![0; *rooms.next().unwrap()];
+            match ours.read(&mut read).await.unwrap() {
+                0 => break,
+                n => got.extend_from_slice(&read[..n]),
+            }
+        }
+    };
+    tokio::join!(writing, reading);
+    assert!(got == sent);
+    assert_eq!(owned(&ours), 0);
 }
 
 #[tokio::test]

@@ -115,8 +115,13 @@ impl Actor {
             2 => self.random.usize(1..20_000),
             _ => 256 * 1024,
         };
-        let mut bytes = vec![0; size];
-        let mut buf = ReadBuf::new(&mut bytes);
+        // Records are decrypted in a buffer that is large enough if it was written before.
+        let (mut bytes, mut unwritten) = (vec![0; size], Vec::with_capacity(size));
+        let mut buf = if self.random.bool() {
+            ReadBuf::new(&mut bytes)
+        } else {
+            ReadBuf::uninit(unwritten.spare_capacity_mut())
+        };
         match Pin::new(stream).poll_read(cx, &mut buf) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
