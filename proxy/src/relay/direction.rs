@@ -20,12 +20,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::pipes::{Filled, Pipe, Pipes};
-use crate::tls::in_place_bytes;
+use crate::tls::IN_PLACE_BYTES;
 
-/// What is read in one go, and so what a direction keeps at most of what its sink did not take.
+/// What is read in one go, and so what a direction keeps at most of what its sink did not take; of TLS
+/// it is up to [`IN_PLACE_BYTES`].
 const READ_BYTES: usize = 256 * 1024;
-/// So that TLS decrypts as much here in place.
-const BUFFER_BYTES: usize = in_place_bytes(READ_BYTES);
 /// When the directions of a worker keep so much together, each reads no more than
 /// [`SCARCE_BYTES`] in one go: many callers that do not read cost little each.
 const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -42,9 +41,9 @@ const TURN_BYTES: u64 = 1024 * 1024;
 const LAST_BYTES_MAX: usize = 16 * 1024;
 
 thread_local! {
-    /// A worker's one buffer, used within a poll only: an idle relay has none.
+    /// A worker's one buffer, used within a poll only: an idle relay has none. TLS decrypts in it.
     static BUFFER: RefCell<Box<[u8]>> =
-        RefCell::new(vec![0; BUFFER_BYTES].into_boxed_slice());
+        RefCell::new(vec![0; IN_PLACE_BYTES].into_boxed_slice());
     /// What the directions of a worker keep.
     static KEPT_BYTES: Cell<usize> = const { Cell::new(0) };
 }
@@ -58,6 +57,8 @@ pub(super) struct Direction {
     copied: u32,
     /// Whether the kernel splices between the two.
     splices: bool,
+    /// Whether the source is TLS of ours.
+    is_tls: bool,
     /// Bytes were read or written since this was last taken.
     pub(super) stirred: bool,
 }
@@ -133,12 +134,14 @@ pub(super) struct Splicing<'a, S, T> {
 }
 
 impl Direction {
-    pub(super) const fn new() -> Self {
+    /// `is_tls`: whether the source is TLS of ours.
+    pub(super) const fn new(is_tls: bool) -> Self {
         Self {
             state: State::Empty,
             behind: Behind::Unknown,
             copied: 0,
             splices: true,
+            is_tls,
             stirred: false,
         }
     }
@@ -274,11 +277,10 @@ impl Direction {
         T: AsyncWrite + Unpin,
     {
         BUFFER.with_borrow_mut(|buffer| {
-            let is_tls = splicing.is_some_and(|splicing| (splicing.source)(source).is_none());
             let room = if KEPT_BYTES.get() >= KEPT_BYTES_MAX {
                 SCARCE_BYTES
-            } else if is_tls {
-                BUFFER_BYTES
+            } else if self.is_tls {
+                IN_PLACE_BYTES
             } else {
                 READ_BYTES
             };
@@ -410,7 +412,7 @@ mod tests {
         let (mut sink, mut end) = duplex(taken);
         far.write_all(&vec![7; READ_BYTES * 4]).await.unwrap();
         far.shutdown().await.unwrap();
-        let (mut direction, moved) = (Direction::new(), Cell::new(0));
+        let (mut direction, moved) = (Direction::new(false), Cell::new(0));
         let polled =
             poll_fn(|cx| Poll::Ready(direction.poll(cx, (&mut source, &mut sink), None, &moved)));
         assert!(polled.await.is_pending());
@@ -433,6 +435,40 @@ mod tests {
         assert_eq!(kept_beyond(1000).await, SCARCE_BYTES - 1000);
         drop(others);
         assert_eq!(KEPT_BYTES.get(), 0);
+    }
+
+    /// Notes how much room it is read with, and has nothing.
+    #[derive(Default)]
+    struct Asked(Option<usize>);
+
+    impl AsyncRead for Asked {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            assert_eq!(buf.initialized().len(), buf.remaining());
+            self.0 = Some(buf.remaining());
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn tls_has_room_for_its_records_and_all_others_for_as_much_plaintext() {
+        for (others, is_tls, room) in [
+            (0, false, READ_BYTES),
+            (0, true, IN_PLACE_BYTES),
+            (KEPT_BYTES_MAX, true, SCARCE_BYTES),
+        ] {
+            let others = Kept::new(&vec![0; others]);
+            let (mut source, mut sink) = (Asked::default(), tokio::io::sink());
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let streams = (&mut source, &mut sink);
+            let polled = Direction::new(is_tls).poll(&mut cx, streams, None, &Cell::new(0));
+            assert!(polled.is_pending());
+            assert_eq!(source.0, Some(room));
+            drop(others);
+        }
     }
 
     /// Gives its bytes once, and then what it has behind them.
@@ -505,7 +541,7 @@ mod tests {
             ),
         ] {
             let (mut source, mut sink) = (Message(b"bye", behind), Noting::default());
-            let (mut direction, moved) = (Direction::new(), Cell::new(0));
+            let (mut direction, moved) = (Direction::new(false), Cell::new(0));
             let streams = (&mut source, &mut sink);
             let mut cx = Context::from_waker(std::task::Waker::noop());
             let polled = direction.poll(&mut cx, streams, Some(&splicing), &moved);

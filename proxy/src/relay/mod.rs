@@ -71,7 +71,9 @@ where
     D: AsyncRead + AsyncWrite + Unpin + 'static,
     U: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    run(Pair::new(downstream, upstream, None), idle, moved, entry)
+    // What is below the two, reads by itself.
+    let pair = Pair::new((downstream, false), (upstream, false), None);
+    run(pair, idle, moved, entry)
 }
 
 /// As [`relay`]; where neither stream is TLS of ours, by `splice(2)` once that is worth it.
@@ -96,7 +98,12 @@ pub(crate) fn relay_streams(
         settle: |upstream| tune(upstream.tcp()),
     };
     let sockets = Sockets { ends: ENDS, pipes };
-    let pair = Pair::new(downstream, upstream, Some(sockets));
+    let are_tls = (downstream.is_tls(), upstream.is_tls());
+    let pair = Pair::new(
+        (downstream, are_tls.0),
+        (upstream, are_tls.1),
+        Some(sockets),
+    );
     run(pair, idle, moved, entry)
 }
 
@@ -137,13 +144,18 @@ where
     D: AsyncRead + AsyncWrite + Unpin + 'static,
     U: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    const fn new(downstream: D, upstream: U, sockets: Option<Sockets<D, U>>) -> Self {
+    /// Each stream with whether it is TLS of ours.
+    fn new(
+        (downstream, is_tls_down): (D, bool),
+        (upstream, is_tls_up): (U, bool),
+        sockets: Option<Sockets<D, U>>,
+    ) -> Self {
         Self {
             downstream,
             upstream,
             sockets,
-            up: Direction::new(),
-            down: Direction::new(),
+            up: Direction::new(is_tls_down),
+            down: Direction::new(is_tls_up),
         }
     }
 

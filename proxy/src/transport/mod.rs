@@ -87,6 +87,15 @@ impl Stream {
         }
     }
 
+    /// Whether TLS of ours is between the socket and what is read.
+    pub(crate) const fn is_tls(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Terminated(_) | Self::Originated(_) => true,
+            Self::Copied(copied) => copied.stream().is_tls(),
+        }
+    }
+
     /// Whether something was read of it that nobody has taken.
     pub(crate) const fn has_more(&self) -> bool {
         match self {

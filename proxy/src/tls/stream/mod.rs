@@ -1,12 +1,14 @@
 //! A TLS stream over rustls's unbuffered connections.
 //!
 //! All connections of a thread share one buffer ([`scratch`]), in which records are decrypted and
-//! encrypted; a reader that gives room enough has them decrypted in its own ([`in_place_bytes`]). A
-//! connection owns bytes only while it cannot hand them on:
+//! encrypted; a reader with room for a batch of records has them decrypted in its own
+//! ([`IN_PLACE_BYTES`]), so that a batch takes the processor's cache once and not twice. A connection
+//! owns bytes only while it cannot hand them on:
 //!
 //! ```text
 //!  socket -> shared buffer -> reader      a record that is not whole yet waits in `held`,
-//!  socket -> reader                       what the reader has no room for in `plaintext`
+//!                                         what the reader has no room for in `plaintext`
+//!  socket ------------------> reader      as above; there is room for all
 //!  writer -> shared buffer -> socket      what the socket does not take waits in `outgoing`
 //! ```
 //!
@@ -42,23 +44,19 @@ const RECORD_BYTES: usize = 1 << 14;
 const WIRE_BYTES: usize = 5 + RECORD_BYTES + 256;
 /// The header, the content type and the tag that each record of our suites has besides plaintext.
 const RECORD_OVERHEAD_BYTES: usize = 5 + 1 + 16;
-/// The most that is encrypted, or received, at once.
+/// The most plaintext that is encrypted, or received, at once.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// What is encrypted at once for a socket that took only a part of the last batch: what it does not
 /// take is kept in memory.
 const BATCH_BYTES_MIN: usize = 64 * 1024;
-/// A reader gets records decrypted in its own buffer if they have so much of it for themselves: for
-/// fewer of them the shared one is as good.
-const IN_PLACE_BYTES_MIN: usize = 3 * WIRE_BYTES;
+/// A reader whose buffer has so much room, all of it written before, receives a batch of records there:
+/// in front of them, where their plaintext goes, is room for that of one.
+pub(crate) const IN_PLACE_BYTES: usize = FRONT_BYTES + with_overhead(BATCH_BYTES_MAX);
+/// To where a cache line begins: the kernel copies there.
+const FRONT_BYTES: usize = WIRE_BYTES.next_multiple_of(64);
 /// The most ciphertext that is held while a handshake message is not whole: rustls's own limit for
 /// one, with its buffered connections.
 const HELD_BYTES_MAX: usize = 0xffff;
-
-/// How large a reader's buffer is that `plaintext_bytes` are decrypted in, and not copied to: their
-/// records, and in front of these, for the plaintext of the first, as much as a record is at most.
-pub(crate) const fn in_place_bytes(plaintext_bytes: usize) -> usize {
-    WIRE_BYTES + with_overhead(plaintext_bytes)
-}
 
 /// Plaintext as the largest records of our suites.
 const fn with_overhead(plaintext_bytes: usize) -> usize {
@@ -102,8 +100,10 @@ enum Reading {
 enum Place<'a, 'b> {
     /// To a reader, if there is one.
     Reader(Option<&'a mut ReadBuf<'b>>),
-    /// In front of the records that are not decrypted yet; so much stands there. A record's
-    /// plaintext has room there if a whole record had before the first.
+    /// In front of the records that are not decrypted yet; so much stands there.
+    ///
+    /// The first has [`FRONT_BYTES`] in front, each leaves more room than its plaintext takes, and
+    /// a step gives that of one: all has room.
     InFront(usize),
 }
 
@@ -237,28 +237,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         cx: &mut Context<'_>,
         reader: Option<&mut ReadBuf<'_>>,
     ) -> Poll<io::Result<()>> {
-        let held = self.held.len();
         match reader {
-            Some(reader) if in_place_room(reader) >= held + IN_PLACE_BYTES_MIN => {
+            Some(reader) if written_room(reader) >= IN_PLACE_BYTES => {
+                let room = reader.initialize_unfilled_to(IN_PLACE_BYTES);
                 let mut place = Place::InFront(0);
-                let room = reader.initialize_unfilled();
-                ready!(self.poll_receive_in(cx, room, WIRE_BYTES, &mut place))?;
+                let received = self.poll_receive_in(cx, room, FRONT_BYTES, &mut place);
                 if let Place::InFront(filled) = place {
                     reader.advance(filled);
                 }
+                received
             }
             reader => {
                 let wanted = reader.as_ref().map_or(0, |reader| reader.remaining());
                 let mut scratch = Scratch::lend();
                 let ciphertext = &mut scratch.buffers().ciphertext;
-                let end = (held + WIRE_BYTES)
-                    .max(with_overhead(wanted))
-                    .min(ciphertext.len());
+                let end =
+                    (self.held.len() + WIRE_BYTES).max(with_overhead(wanted.min(BATCH_BYTES_MAX)));
                 let room = ciphertext.get_mut(..end).unwrap_or_default();
-                ready!(self.poll_receive_in(cx, room, 0, &mut Place::Reader(reader)))?;
+                self.poll_receive_in(cx, room, 0, &mut Place::Reader(reader))
             }
         }
-        Poll::Ready(Ok(()))
     }
 
     /// Receives once, into `room` from `begin`, and takes in what came.
@@ -299,7 +297,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// it gives them, and lets nobody write.
     fn take_in(&mut self, bytes: &mut [u8], mut at: usize, place: &mut Place<'_, '_>) {
         let step = loop {
-            // Never more than there was: rustls says what it has used.
+            // What is used up was there; if not, a slice would panic.
             let (front, rest) = bytes.split_at_mut(at.min(bytes.len()));
             let (used, step) = match place {
                 Place::Reader(reader) => self.step(rest, reader.as_deref_mut()),
@@ -480,10 +478,9 @@ impl Reading {
     }
 }
 
-/// How much room a reader has for records: it is written before, so that nothing is written for
-/// that alone, and a whole record's worth in front of them is free.
-fn in_place_room(reader: &ReadBuf<'_>) -> usize {
-    (reader.initialized().len() - reader.filled().len()).saturating_sub(WIRE_BYTES)
+/// How much room a reader has that was written before: to write it for that costs more than it saves.
+fn written_room(reader: &ReadBuf<'_>) -> usize {
+    reader.initialized().len() - reader.filled().len()
 }
 
 fn invalid_data(error: &rustls::Error) -> io::Error {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::super::{HELD_BYTES_MAX, TlsStream};
+use super::super::{HELD_BYTES_MAX, IN_PLACE_BYTES, TlsStream};
 use super::carrier::{Tamper, Tampered};
 use super::{DEADLINE, SIDES, name, tls_error, with_oracle_client, with_oracle_server};
 
@@ -139,13 +139,20 @@ async fn a_handshake_message_in_any_number_of_records_is_held_up_to_a_limit() {
 
 #[tokio::test]
 async fn a_record_that_does_not_decrypt_is_told_by_an_alert_after_what_came_before() {
+    for room in [64, IN_PLACE_BYTES] {
+        forged_record(room).await;
+    }
+}
+
+async fn forged_record(room: usize) {
     let (mut ours, mut theirs) = with_oracle_server().await;
     theirs.write_all(b"good").await.unwrap();
     theirs.flush().await.unwrap();
     let forged = [&[23, 3, 3, 0, 32][..], &[0; 32]].concat();
     theirs.get_mut().0.write_all(&forged).await.unwrap();
-    let mut good = [0; 64];
+    let mut good = vec![0; room];
     assert_eq!(ours.read(&mut good).await.unwrap(), 4);
+    assert_eq!(&good[..4], b"good");
     for _ in 0..2 {
         let error = ours.read(&mut good).await.unwrap_err();
         assert_eq!(*tls_error(&error), rustls::Error::DecryptError);
@@ -172,22 +179,28 @@ async fn keys_do_not_change_without_end() {
 
 #[tokio::test]
 async fn bytes_behind_close_notify_are_ignored() {
-    let (mut ours, mut theirs) = with_oracle_client().await;
-    theirs.get_mut().1.send_close_notify();
-    theirs.flush().await.unwrap();
-    theirs.get_mut().0.write_all(b"not even TLS").await.unwrap();
-    assert_eq!(ours.read(&mut [0; 16]).await.unwrap(), 0);
-    assert_eq!(ours.read(&mut [0; 16]).await.unwrap(), 0);
-    ours.write_all(b"still").await.unwrap();
-    ours.shutdown().await.unwrap();
+    for room in [16, IN_PLACE_BYTES] {
+        let (mut ours, mut theirs) = with_oracle_client().await;
+        theirs.write_all(b"bye").await.unwrap();
+        theirs.get_mut().1.send_close_notify();
+        theirs.flush().await.unwrap();
+        theirs.get_mut().0.write_all(b"not even TLS").await.unwrap();
+        let mut read = vec![0; room];
+        assert_eq!(ours.read(&mut read).await.unwrap(), 3);
+        assert_eq!(&read[..3], b"bye");
+        assert_eq!(ours.read(&mut read).await.unwrap(), 0);
+        assert_eq!(ours.read(&mut read).await.unwrap(), 0);
+        ours.write_all(b"still").await.unwrap();
+        ours.shutdown().await.unwrap();
+    }
 }
 
 /// The bytes that each side sends in a conversation under damage.
 const DAMAGED_BYTES: usize = 50_000;
 
-/// Talks until it cannot; how often it read from its carrier.
-async fn talk(mut stream: Box<TlsStream<Tampered<DuplexStream>>>) -> usize {
-    let mut buffer = vec![0; 5_000];
+/// Talks until it cannot, and reads into so much room; how often it read from its carrier.
+async fn talk(mut stream: Box<TlsStream<Tampered<DuplexStream>>>, room: usize) -> usize {
+    let mut buffer = vec![0; room];
     let mut wrote = 0;
     while wrote < DAMAGED_BYTES {
         let (read, written) = {
@@ -216,19 +229,20 @@ async fn damage_anywhere_neither_panics_nor_hangs_nor_works_without_end() {
     for round in 0..600 {
         let (near, far) = tokio::io::duplex(1 << 16);
         let one_in = [1, 3, 10][round % 3];
+        let room = [5_000, IN_PLACE_BYTES][round / 3 % 2];
         let near = Tampered::new(near, Tamper::Damage(random.fork(), one_in));
         let far = Tampered::new(far, Tamper::Damage(random.fork(), one_in * 2));
         let client = async {
             let config = Arc::clone(&SIDES.client);
             match TlsStream::connect(config, name(), near).await {
-                Ok(stream) => talk(stream).await,
+                Ok(stream) => talk(stream, room).await,
                 Err((_, carrier)) => carrier.reads,
             }
         };
         let server = async {
             let config = Arc::clone(&SIDES.server);
             match TlsStream::accept(config, far).await {
-                Ok(stream) => talk(stream).await,
+                Ok(stream) => talk(stream, room).await,
                 Err((_, carrier)) => carrier.reads,
             }
         };

@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::super::{
-    BATCH_BYTES_MAX, BATCH_BYTES_MIN, IN_PLACE_BYTES_MIN, RECORD_BYTES, RECORD_OVERHEAD_BYTES,
-    TlsStream, WIRE_BYTES, in_place_bytes,
+    BATCH_BYTES_MAX, BATCH_BYTES_MIN, FRONT_BYTES, IN_PLACE_BYTES, RECORD_BYTES,
+    RECORD_OVERHEAD_BYTES, TlsStream,
 };
 use super::carrier::Tampered;
 use super::{Io, SIDES, connect_whole, with_oracle_client};
@@ -62,7 +62,7 @@ async fn a_batch_is_one_write_and_one_read_of_the_carrier() {
     let bytes = vec![1; BATCH_BYTES_MAX];
     // A full batch lets the next be twice as large.
     let mut batch = BATCH_BYTES_MIN;
-    let mut read = vec![0; in_place_bytes(BATCH_BYTES_MAX)];
+    let mut read = vec![0; BATCH_BYTES_MAX];
     loop {
         let before = (client.carrier.writes, server.carrier.reads);
         assert_eq!(client.write(&bytes).await.unwrap(), batch);
@@ -77,14 +77,9 @@ async fn a_batch_is_one_write_and_one_read_of_the_carrier() {
 }
 
 #[tokio::test]
-async fn records_are_decrypted_in_a_buffer_that_has_room_for_them() {
+async fn records_are_decrypted_in_a_buffer_that_has_room_for_a_batch() {
     let (mut ours, mut theirs) = with_oracle_client().await;
-    let room = in_place_bytes(2 * RECORD_BYTES);
-    assert_eq!(
-        room - WIRE_BYTES,
-        2 * (RECORD_BYTES + RECORD_OVERHEAD_BYTES)
-    );
-    for (room, in_place) in [(room, false), (WIRE_BYTES + IN_PLACE_BYTES_MIN, true)] {
+    for (room, in_place) in [(IN_PLACE_BYTES - 1, false), (IN_PLACE_BYTES, true)] {
         let mut read = vec![0; room];
         theirs.write_all(b"before").await.unwrap();
         // What is no data stands between the records (RFC 8446 §4.6.3).
@@ -95,27 +90,50 @@ async fn records_are_decrypted_in_a_buffer_that_has_room_for_them() {
         assert_eq!(&read[..16], b"before and after");
         // The header of the first record (RFC 8446 §5.2).
         let header = [23, 3, 3, 0, 23];
-        assert_eq!(read[WIRE_BYTES..][..5] == header, in_place, "{room}");
+        assert_eq!(read[FRONT_BYTES..][..5] == header, in_place, "{room}");
     }
-    // One that is not whole is held, however the buffers are that it is read with.
-    let sent: Vec<u8> = (0..3 * RECORD_BYTES).map(|n| (n % 251) as u8).collect();
-    let (mut got, mut rooms) = (Vec::new(), [1 << 18, 1000].iter().cycle());
+    // As many records as a batch has, and no more.
+    let (mut client, mut server) = pair(1 << 20).await;
+    let bytes = vec![1; 2 * BATCH_BYTES_MAX];
+    client.write_all(&bytes).await.unwrap();
+    client.flush().await.unwrap();
+    let mut read = vec![0; 2 * IN_PLACE_BYTES];
+    let before = server.carrier.reads;
+    for _ in 0..2 {
+        assert_eq!(server.read(&mut read).await.unwrap(), BATCH_BYTES_MAX);
+    }
+    assert_eq!(server.carrier.reads, before + 2);
+}
+
+#[tokio::test]
+async fn a_record_that_is_not_whole_is_held_for_whatever_buffer_it_is_read_with_next() {
+    // No record fits, so that each read leaves a part of one.
+    let (mut client, mut server) = pair(5_000).await;
+    let sent: Vec<u8> = (0..300_000)
+        .map(|n| u8::try_from(n % 251).unwrap())
+        .collect();
     let writing = async {
-        theirs.write_all(&sent).await.unwrap();
-        theirs.shutdown().await.unwrap();
+        client.write_all(&sent).await.unwrap();
+        client.shutdown().await.unwrap();
     };
     let reading = async {
+        let (mut got, mut held) = (Vec::new(), [0, 0]);
+        let mut rooms = [IN_PLACE_BYTES, 20_000].into_iter().enumerate().cycle();
         loop {
-            let mut read = vec![0; *rooms.next().unwrap()];
-            match ours.read(&mut read).await.unwrap() {
+            let (nth, room) = rooms.next().unwrap();
+            held[nth] += usize::from(!server.held.is_empty());
+            let mut read = vec![0; room];
+            match server.read(&mut read).await.unwrap() {
                 0 => break,
                 n => got.extend_from_slice(&read[..n]),
             }
         }
+        assert!(got == sent);
+        held
     };
-    tokio::join!(writing, reading);
-    assert!(got == sent);
-    assert_eq!(owned(&ours), 0);
+    let ((), held) = tokio::join!(writing, reading);
+    assert!(held.iter().all(|held| *held > 1), "{held:?}");
+    assert_eq!(owned(&server), 0);
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
+use super::super::IN_PLACE_BYTES;
 use super::carrier::Choppy;
 use super::{DEADLINE, Io, Kind, accept, connect};
 
@@ -113,7 +114,7 @@ impl Actor {
             0 => 1,
             1 => self.random.usize(1..64),
             2 => self.random.usize(1..20_000),
-            _ => 256 * 1024,
+            _ => IN_PLACE_BYTES,
         };
         // Records are decrypted in a buffer that is large enough if it was written before.
         let (mut bytes, mut unwritten) = (vec![0; size], Vec::with_capacity(size));
