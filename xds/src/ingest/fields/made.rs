@@ -89,14 +89,31 @@ pub(super) static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 /// The folder of the descriptors, where cargo has the crate.
 fn protos() -> PathBuf {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["metadata", "--format-version", "1", "--locked", "--offline"]);
-    let output = cargo.args(["--manifest-path", manifest]).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let known: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let said = told_by_cargo(&["-vV"]);
+    let said = String::from_utf8(said).unwrap();
+    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+    // Without a platform it wants the packages of all, which a build here does not fetch.
+    let output = told_by_cargo(&[
+        "metadata",
+        "--format-version=1",
+        "--locked",
+        "--offline",
+        "--filter-platform",
+        host.unwrap(),
+        "--manifest-path",
+        manifest,
+    ]);
+    let known: serde_json::Value = serde_json::from_slice(&output).unwrap();
     let all = known["packages"].as_array().unwrap();
     let one = all.iter().find(|one| one["name"] == CRATE).unwrap();
     Path::new(one["manifest_path"].as_str().unwrap()).with_file_name("proto")
+}
+
+fn told_by_cargo(arguments: &[&str]) -> Vec<u8> {
+    let output = Command::new(env!("CARGO")).args(arguments).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
 }
 
 fn subfolders(folder: &Path) -> Vec<PathBuf> {
