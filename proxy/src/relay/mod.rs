@@ -71,7 +71,7 @@ where
     D: AsyncRead + AsyncWrite + Unpin + 'static,
     U: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    // What is below the two, reads by itself.
+    // TLS below an upgraded connection is out of sight: it decrypts in its own buffer.
     let pair = Pair::new((downstream, false), (upstream, false), None);
     run(pair, idle, moved, entry)
 }
