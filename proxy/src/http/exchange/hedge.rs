@@ -410,7 +410,10 @@ async fn run(
                 deadlines.hold(&context, source, answering).await
             }
             Err(place) => {
-                let (request, ahead) = shared.borrow().for_stream(endpoint, source);
+                let (request, ahead) =
+                    shared
+                        .borrow()
+                        .for_stream(endpoint, source, place.is_first());
                 source.keeps(oldest);
                 let sending = Box::pin(place.send(request, ahead));
                 let sent = deadlines.hold(&context, source, sending).await;
