@@ -1,8 +1,10 @@
 //! Measures the gateway beside Envoy, HAProxy and nginx, in one run on one machine.
 //!
-//! `cargo bench --bench gateway -- --quick` looks; `cargo bench --bench gateway` measures everything
-//! and writes `benches/RESULTS.json` and, from it, `benches/RESULTS.md`. With `--only` it measures
-//! some of it and replaces their rows there: each row says which run it is of.
+//! `cargo bench -p zeugma --bench gateway -- --quick` looks; `cargo bench -p zeugma --bench gateway`
+//! measures everything and writes `benches/RESULTS.json` and, from it, `benches/RESULTS.md`. With
+//! `--only` it measures some of it and replaces their rows there: each row says which run it is of.
+//! `-p zeugma`, so that the program is the one that users have: cargo builds it with what the tests of
+//! all packages that are asked for need, and those of `zeugma-proxy` need tokio's `test-util`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,

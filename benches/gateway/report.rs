@@ -34,7 +34,7 @@ impl Results {
         writeln!(
             out,
             "# The gateway beside its peers\n\n\
-             Written by `cargo bench --bench gateway` from `RESULTS.json`; do not edit. {}\n",
+             Written by `cargo bench -p zeugma --bench gateway` from `RESULTS.json`; do not edit. {}\n",
             match self.runs.len() {
                 0 | 1 => "All rows are of one run:".to_owned(),
                 several => format!(

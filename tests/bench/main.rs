@@ -1,4 +1,4 @@
-//! What `cargo bench --bench gateway` keeps: every row says which run it is of, however many runs
+//! What `cargo bench -p zeugma --bench gateway` keeps: every row says which run it is of, however many runs
 //! the file is made of.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -164,7 +164,7 @@ fn the_table_in_the_repository_is_made_from_the_json_beside_it() {
     let table = std::fs::read_to_string(benches.join("RESULTS.md")).unwrap();
     assert!(
         table == kept.table().unwrap(),
-        "run `cargo bench --bench gateway -- --render benches/RESULTS.json`"
+        "run `cargo bench -p zeugma --bench gateway -- --render benches/RESULTS.json`"
     );
     for one in &kept.workloads {
         assert!(
