@@ -2,7 +2,7 @@
 //!
 //! The question: at 200 requests a second no GET may fail, at most 5 POSTs, and no
 //! outage may last longer than 1 s, or 5 s where a link is cut. A figure above these decides what is
-//! worked on next. `cargo bench --bench failover` runs every case three times and writes
+//! worked on next. `cargo bench -p zeugma --bench failover` runs every case three times and writes
 //! `benches/FAILOVER.json` and, from it, `benches/FAILOVER.md`; with `--only` it looks at some of
 //! them and writes nothing. Links are cut in network namespaces, which need root.
 #![expect(
@@ -144,7 +144,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let results = Results {
         at,
         commit: commit(),
-        command: "cargo bench --bench failover".to_owned(),
+        command: "cargo bench -p zeugma --bench failover".to_owned(),
         machine,
         zeugma,
         envoy,

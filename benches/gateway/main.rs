@@ -4,7 +4,7 @@
 //! measures everything and writes `benches/RESULTS.json` and, from it, `benches/RESULTS.md`. With
 //! `--only` it measures some of it and replaces their rows there: each row says which run it is of.
 //! `-p zeugma`, so that the program is the one that users have: cargo builds it with what the tests of
-//! all packages that are asked for need, and those of `zeugma-proxy` need tokio's `test-util`.
+//! all packages that are asked for need, and those of `zeugma-proxy` and `zeugma-xds` need tokio's `test-util`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,

@@ -1,7 +1,7 @@
 //! What `zeugma simulate` takes of time for an hour of 1,000 endpoints in 50 localities.
 //!
 //! Is an answer there within 2 s, so that a change is played before it is made, by hand and in CI?
-//! `cargo bench --bench simulate` runs the command itself, as it is built for release, and writes
+//! `cargo bench -p zeugma --bench simulate` runs the command itself, as it is built for release, and writes
 //! `benches/SIMULATE.md`. The last case is there to show what an hour costs that is nothing but ejections.
 #![expect(
     clippy::print_stdout,
@@ -108,7 +108,7 @@ fn main() -> Result<()> {
     let endpoints = LOCALITIES * ENDPOINTS;
     let text = format!(
         "# An hour of {endpoints} endpoints, simulated\n\n\
-         Written by `cargo bench --bench simulate`; do not edit.\n\n\
+         Written by `cargo bench -p zeugma --bench simulate`; do not edit.\n\n\
          - {date}, commit {}\n- {machine}\n- `zeugma simulate --for 1h` of one http route with \
          {endpoints} endpoints in {LOCALITIES} localities, at 200 requests a second; the command from \
          its start to its end\n- the median of {SAMPLES} runs, and the fastest and slowest of them; CPU \

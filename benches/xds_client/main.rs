@@ -4,7 +4,7 @@
 //! The questions, with the numbers that would change a decision: is a gateway ready within 3 s and
 //! 150 MB, and does a change of one endpoint cost it less than 5 ms of CPU?
 //!
-//! `cargo bench --bench xds_client` writes `benches/XDS.json` and the table `benches/XDS.md`; with
+//! `cargo bench -p zeugma --bench xds_client` writes `benches/XDS.json` and the table `benches/XDS.md`; with
 //! `--services` or `--changes` it only looks.
 #![expect(
     clippy::print_stdout,

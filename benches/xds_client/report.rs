@@ -67,7 +67,7 @@ impl Results {
         let mut text = format!(
             "# The cost of being the client of a control plane
 
-Written by `cargo bench --bench xds_client`; do not edit.
+Written by `cargo bench -p zeugma --bench xds_client`; do not edit.
 
 - {at}, commit {commit}
 - {machine}

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -186,9 +185,9 @@ async fn heads_by_h1(apps: SocketAddr, version: &str) -> Vec<String> {
 async fn interim_responses_reach_a_caller_by_http_1_before_the_answer_and_one_by_http_1_0_never() {
     // The second hint and the answer leave once the first has reached the caller.
     let (telling, told) = tokio::sync::mpsc::channel::<()>(1);
-    let told = Arc::new(tokio::sync::Mutex::new(told));
+    let told = std::sync::Arc::new(tokio::sync::Mutex::new(told));
     let service = TcpService::with(move |mut tcp| {
-        let told = Arc::clone(&told);
+        let told = std::sync::Arc::clone(&told);
         async move {
             while read_head(&mut tcp).await.is_ok() {
                 let hint = "HTTP/1.1 100 Continue\r\n\r\n\
@@ -526,72 +525,4 @@ async fn a_body_that_the_endpoint_does_not_want_is_never_asked_for() {
         );
     }
     pair.finish().await;
-}
-
-/// The lengths of the header blocks in what a client of HTTP/2 has written (RFC 9113 §4.1, §6.2).
-fn header_blocks(written: &[u8]) -> Vec<usize> {
-    const PREFACE: usize = 24;
-    const FRAME_HEAD: usize = 9;
-    let mut blocks = Vec::new();
-    let mut left = written.get(PREFACE..).unwrap_or_default();
-    while let Some((&[high, mid, low, kind, ..], _)) = left.split_first_chunk::<FRAME_HEAD>() {
-        let length = u32::from_be_bytes([0, high, mid, low]) as usize;
-        if kind == 1 {
-            blocks.push(length);
-        }
-        left = left.get(FRAME_HEAD + length..).unwrap_or_default();
-    }
-    blocks
-}
-
-/// Written out, the names alone would be 19 bytes of each.
-#[tokio::test]
-async fn what_each_request_has_of_its_own_is_named_by_the_table_of_the_connection() {
-    let written = Arc::<Mutex<Vec<u8>>>::default();
-    let seen = Arc::clone(&written);
-    let service = TcpService::with(move |tcp| {
-        let seen = Arc::clone(&seen);
-        async move {
-            let (mut reads, mut writes) = tcp.into_split();
-            let (ours, theirs) = tokio::io::duplex(64 * 1024);
-            let (mut answers, mut asks) = tokio::io::split(ours);
-            let taps = async move {
-                let mut buffer = [0; 4096];
-                while let Ok(read @ 1..) = reads.read(&mut buffer).await {
-                    seen.lock().unwrap().extend_from_slice(&buffer[..read]);
-                    if asks.write_all(&buffer[..read]).await.is_err() {
-                        break;
-                    }
-                }
-            };
-            let serves = async move {
-                let mut connection = h2::server::handshake(theirs).await.unwrap();
-                while let Some(Ok((_request, mut respond))) = connection.accept().await {
-                    respond.send_response(Response::new(()), true).unwrap();
-                }
-            };
-            tokio::join!(taps, serves, async move {
-                tokio::io::copy(&mut answers, &mut writes).await.ok();
-            });
-        }
-    });
-    let near = endpoints(&[service.address()]);
-    let backend = format!("backends: [{{ version: h2, {near} }}]");
-    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
-    let mut caller = caller(gateway.apps()).await;
-    for _ in 0..3 {
-        let request = Request::get(format!("http://{HELLO}/")).header("x-request-id", "1");
-        let (response, _send) = (caller.send_request(request.body(()).unwrap(), true)).unwrap();
-        let response = within("an answer", response).await.unwrap();
-        assert_eq!(response.status(), 200);
-    }
-    let blocks = header_blocks(&written.lock().unwrap());
-    // Method, scheme, authority and path: at most two bytes each; the ID: its name, its length and one byte;
-    // the trace: its name, its length and 55 characters of at most six bits.
-    let most = 8 + (2 + 1 + 1) + (2 + 1 + 42);
-    assert!(
-        matches!(*blocks, [first, second, third] if first > most && second <= most && third <= most),
-        "{blocks:?}, {most} at most"
-    );
-    gateway.process.finish().await;
 }

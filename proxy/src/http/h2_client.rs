@@ -51,7 +51,6 @@ pub(crate) struct Place {
     sender: SendRequest<Bytes>,
     flow: Flow,
     count: StreamCount,
-    is_first: bool,
 }
 
 /// One stream counted on its connection until dropped.
@@ -191,7 +190,6 @@ impl Multiplexed {
             sender: self.sender.clone(),
             flow: self.flow.clone(),
             count: StreamCount::new(&self.streams),
-            is_first: false,
         })
     }
 
@@ -201,17 +199,11 @@ impl Multiplexed {
             sender: self.sender.clone(),
             flow: self.flow.clone(),
             count: StreamCount::new(&self.streams),
-            is_first: true,
         }
     }
 }
 
 impl Place {
-    /// Whether it is the first on its connection.
-    pub(crate) const fn is_first(&self) -> bool {
-        self.is_first
-    }
-
     /// Whether the endpoint takes WebSocket over HTTP/2 (RFC 8441 §3).
     pub(crate) fn takes_extended_connect(&self) -> bool {
         self.sender.is_extended_connect_protocol_enabled()

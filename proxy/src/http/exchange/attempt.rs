@@ -75,7 +75,7 @@ impl Exchange {
                         .await
                 }
                 Err(place) => {
-                    let (request, ahead) = self.for_stream(endpoint, source, place.is_first());
+                    let (request, ahead) = self.for_stream(endpoint, source);
                     let sending = Box::pin(place.send(request, ahead));
                     let sent = deadlines.hold(context, source, sending).await;
                     sent.map(|sent| sent.map(|(response, stream)| (response, Some(stream))))

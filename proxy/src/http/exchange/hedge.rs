@@ -410,10 +410,7 @@ async fn run(
                 deadlines.hold(&context, source, answering).await
             }
             Err(place) => {
-                let (request, ahead) =
-                    shared
-                        .borrow()
-                        .for_stream(endpoint, source, place.is_first());
+                let (request, ahead) = shared.borrow().for_stream(endpoint, source);
                 source.keeps(oldest);
                 let sending = Box::pin(place.send(request, ahead));
                 let sent = deadlines.hold(&context, source, sending).await;

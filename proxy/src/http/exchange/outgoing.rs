@@ -24,11 +24,6 @@ impl Exchange {
         endpoint: &Endpoint,
         is_h2: bool,
     ) -> request::Parts {
-        self.head_onto(endpoint, is_h2, false)
-    }
-
-    /// As it leaves this hop, and whether as the first on its connection.
-    fn head_onto(&self, endpoint: &Endpoint, is_h2: bool, is_first: bool) -> request::Parts {
         let authority = (self.other_host(endpoint))
             .unwrap_or_else(|| headers::authority(&self.head).unwrap_or_default());
         let path = self.head.uri.path_and_query().cloned();
@@ -50,16 +45,15 @@ impl Exchange {
         } else {
             HttpVersion::HTTP_11
         };
-        head.headers = self.outgoing_headers(endpoint, is_h2, is_first);
+        head.headers = self.outgoing_headers(endpoint, is_h2);
         head
     }
 
-    fn outgoing_headers(&self, endpoint: &Endpoint, is_h2: bool, is_first: bool) -> HeaderMap {
+    fn outgoing_headers(&self, endpoint: &Endpoint, is_h2: bool) -> HeaderMap {
         let mut out = HeaderMap::with_capacity(self.head.headers.len() + ADDED);
         self.each_outgoing(endpoint, is_h2, |name, value| {
             let mut value = value.to_value();
-            // The first of a connection puts their names into its table, which the others name them by.
-            if !is_first && headers::is_said_once(name) {
+            if headers::is_said_once(name) {
                 // Never indexed (RFC 7541 §6.2.3): of the two ways past the table the one that can be asked for.
                 value.set_sensitive(true);
             }
@@ -206,15 +200,13 @@ impl Exchange {
         });
     }
 
-    /// The request for a stream of HTTP/2, the first on its connection or another, and who is told of what
-    /// comes before its answer.
+    /// The request for a stream of HTTP/2, and who is told of what comes before its answer.
     pub(super) fn for_stream(
         &self,
         endpoint: &Endpoint,
         source: &Source,
-        is_first: bool,
     ) -> (Request<Outgoing>, Ahead) {
-        let head = self.head_onto(endpoint, true, is_first);
+        let head = self.outgoing_head(endpoint, true);
         let mut request = Request::from_parts(head, source.next_try());
         let ahead = Ahead {
             gate: source.gate(),
