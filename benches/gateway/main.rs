@@ -48,6 +48,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
 
+use proxies::programs;
 use results::{Failure, Measured, Metric, Peer, Results, Run, Settings};
 use run::{Bench, Contestant, Effort};
 use workloads::Workload;
@@ -67,6 +68,9 @@ struct Arguments {
     /// Only these proxies, of zeugma, envoy, haproxy, nginx
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
+    /// Measures this zeugma in place of the one built with the bench, such as that of an image
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// Samples of each workload and proxy
     #[arg(long)]
     repetitions: Option<usize>,
@@ -135,7 +139,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let folder =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let mut bench = Bench::start(&folder, &wanted)?;
+    let mut bench = Bench::start(&folder, programs(&wanted, arguments.program.as_deref())?)?;
     let settings = Settings {
         repetitions: effort.repetitions,
         quick: effort.quick,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::load::{Done, Job, Load, Opening};
 use crate::measure::{Cpu, lifetime, pss};
 use crate::pace::{Pace, is_steady};
 use crate::pki::Domain;
-use crate::proxies::{Between, PROXY_CORE, Proxy, Site, Work, programs};
+use crate::proxies::{Between, PROXY_CORE, Proxy, Site, Work};
 use crate::relay::Relay;
 use crate::results::{Measured, Metric, Peer, Sample};
 use crate::role::Role;
@@ -74,7 +74,7 @@ type Samples = BTreeMap<String, Vec<Sample>>;
 
 impl Bench {
     /// Makes certificates in `folder` and starts the backend.
-    pub(crate) fn start(folder: &Path, wanted: &[Peer]) -> Result<Self> {
+    pub(crate) fn start(folder: &Path, programs: BTreeMap<Peer, PathBuf>) -> Result<Self> {
         pin_self()?;
         let pki = folder.join("pki");
         fs::create_dir_all(&pki)?;
@@ -90,7 +90,7 @@ impl Bench {
             east,
             west,
             backend: serde_json::from_str(&backend.line()?)?,
-            programs: programs(wanted)?,
+            programs,
         };
         Ok(Self {
             site,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::load::{Job, Way};
-use crate::proxies::{Between, Carries, Work, knows_state_dir};
+use crate::proxies::{Between, Carries, Work};
 use crate::results::{Goal, Mark, Metric, Peer};
 use crate::tls::{Certificates, KeyExchange};
 
@@ -461,7 +461,7 @@ fn starts() -> Vec<Workload> {
         ]
     };
     let start = Measure::Start;
-    let mut all = vec![
+    vec![
         of("routes-10", "start with 10 routes", 10, start, vec![]),
         of(
             "routes-1000",
@@ -477,9 +477,7 @@ fn starts() -> Vec<Workload> {
             start,
             ready(0.8),
         ),
-    ];
-    if knows_state_dir() {
-        all.push(Workload {
+        Workload {
             peers: &[Peer::Zeugma],
             ..of(
                 "routes-10000-last-good",
@@ -488,7 +486,6 @@ fn starts() -> Vec<Workload> {
                 Measure::Restart,
                 ready(0.4),
             )
-        });
-    }
-    all
+        },
+    ]
 }

@@ -8,8 +8,9 @@
 #   oci/            the OCI image layout
 #   zeugma.tar      the same as one file: `podman load`, `skopeo copy oci-archive:zeugma.tar ...`
 #   zeugma.debug    the symbols, for the debugger of who has a core dump
-# Two runs on the same commit and toolchain give the same digest. Needs cargo, a C compiler with
-# binutils, and python3.
+# Two runs on the same commit and toolchain give the same digest. A release is built by what `profile.sh`
+# counted, where that is of this toolchain and these dependencies. Needs cargo, a C compiler with binutils,
+# and python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -31,6 +32,16 @@ output=${output:-${CARGO_TARGET_DIR:-target}/image/$profile}
 . deploy/image/flags.sh
 # An image of the development profile is for the tests: nobody looks into it with a debugger.
 [ "$profile" = release ] || export CARGO_PROFILE_DEV_DEBUG=false
+said=
+if [ "$profile" = release ]; then
+  if [ "$(profile_of)" = "$(cat deploy/image/zeugma.profile)" ]; then
+    RUSTFLAGS+=" -Cprofile-use=$PWD/deploy/image/zeugma.profdata"
+  else
+    said="built without deploy/image/zeugma.profdata, whose counts are of another compiler or Cargo.lock \
+(zeugma.profile beside it): requests cost more. deploy/image/profile.sh counts anew, in half an hour"
+    echo "$said" >&2
+  fi
+fi
 cargo build --locked --profile "$profile" --bin zeugma
 binary=${CARGO_TARGET_DIR:-target}/$CARGO_BUILD_TARGET/$([ "$profile" = dev ] && echo debug || echo "$profile")/zeugma
 
@@ -55,3 +66,5 @@ revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 export SOURCE_DATE_EPOCH
 python3 deploy/image/layout.py "$output" --version "$version" --revision "$revision"
+# Once more, where it is not scrolled away.
+[ -z "$said" ] || echo "$said" >&2

@@ -5,8 +5,6 @@ mod haproxy;
 mod nginx;
 mod zeugma;
 
-pub(crate) use zeugma::knows_state_dir;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
@@ -144,12 +142,17 @@ impl Site {
     }
 }
 
-/// Where the programs of these peers are; one that is missing is left out, loudly.
-pub(crate) fn programs(wanted: &[Peer]) -> Result<BTreeMap<Peer, PathBuf>> {
+/// Where the programs of these peers are; one that is missing is left out, loudly. `ours` is measured in
+/// place of the program that cargo built beside this one.
+pub(crate) fn programs(wanted: &[Peer], ours: Option<&Path>) -> Result<BTreeMap<Peer, PathBuf>> {
+    let ours = ours.unwrap_or_else(|| Path::new(env!("CARGO_BIN_EXE_zeugma")));
     let mut found = BTreeMap::new();
     for &peer in wanted {
         let program = match peer {
-            Peer::Zeugma => Some(PathBuf::from(env!("CARGO_BIN_EXE_zeugma"))),
+            Peer::Zeugma => {
+                let program = ours.canonicalize();
+                Some(program.with_context(|| format!("no program at {}", ours.display()))?)
+            }
             Peer::Envoy => match peers::envoy() {
                 Ok(program) => Some(program),
                 Err(error) => {

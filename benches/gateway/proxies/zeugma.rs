@@ -3,8 +3,6 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
-use std::sync::OnceLock;
 
 use anyhow::Result;
 
@@ -30,13 +28,8 @@ pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
     fs::copy(&site.east.anchor, bundles.join("east.example.pem"))?;
     fs::copy(&site.west.anchor, bundles.join("west.example.pem"))?;
     let (mesh, apps) = (free_port()?, free_port()?);
-    let state = if knows_state_dir() {
-        let state = folder.join("state");
-        fs::create_dir(&state)?;
-        format!("  stateDir: '{}'\n", text(&state))
-    } else {
-        String::new()
-    };
+    let state = folder.join("state");
+    fs::create_dir(&state)?;
     let mut documents = format!(
         "apiVersion: zeugma.dev/v1alpha1
 kind: MeshGateway
@@ -54,7 +47,8 @@ spec:
   metrics: '{}'
   workers: 1
   drain: {{ delay: 0s, timeout: 1s }}
-{state}---
+  stateDir: '{}'
+---
 apiVersion: zeugma.dev/v1alpha1
 kind: MeshPeer
 metadata: {{ name: {other} }}
@@ -68,6 +62,7 @@ spec:
         free_port()?,
         free_port()?,
         free_port()?,
+        text(&state),
     );
     for route in 0..work.routes() {
         write!(
@@ -157,15 +152,4 @@ fn route_spec(site: &Site, work: Work) -> String {
             )
         }
     }
-}
-
-/// Whether this build keeps its last good state, and so wants a folder of its own for it.
-pub(crate) fn knows_state_dir() -> bool {
-    static KNOWS: OnceLock<bool> = OnceLock::new();
-    *KNOWS.get_or_init(|| {
-        let schema = Command::new(env!("CARGO_BIN_EXE_zeugma"))
-            .args(["config", "schema"])
-            .output();
-        schema.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("\"stateDir\""))
-    })
 }
