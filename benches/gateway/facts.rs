@@ -45,8 +45,15 @@ impl Program {
             Ok(output) if output.status.success() => Some(fs::metadata(&stripped)?.len()),
             _ => None,
         };
+        let here = path.strip_prefix(env!("CARGO_MANIFEST_DIR"));
+        // Where else it lies says nothing to others.
+        let here = here.map_or_else(
+            |_| "elsewhere".to_owned(),
+            |path| path.display().to_string(),
+        );
         Ok(Self {
             version: version(peer, path)?,
+            path: (peer == Peer::Zeugma).then_some(here),
             bytes: fs::metadata(path)?.len(),
             stripped_bytes,
         })

@@ -68,7 +68,8 @@ struct Arguments {
     /// Only these proxies, of zeugma, envoy, haproxy, nginx
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
-    /// Measures this zeugma in place of the one built with the bench, such as that of an image
+    /// Measures this zeugma in place of the one built with the bench, such as that of an image; the rows
+    /// are kept only in what `--out` names
     #[arg(long)]
     program: Option<PathBuf>,
     /// Samples of each workload and proxy
@@ -81,7 +82,7 @@ struct Arguments {
     #[arg(long)]
     self_check: bool,
     /// Where the rows go, in place of those of the same workloads, and the table beside it;
-    /// benches/RESULTS.json unless `--quick` or `--peers` is there
+    /// benches/RESULTS.json unless `--quick`, `--peers` or `--program` is there
     #[arg(long)]
     out: Option<PathBuf>,
     /// Writes the table of a JSON of before, and measures nothing
@@ -200,7 +201,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
 fn kept(arguments: &Arguments) -> Result<Option<(PathBuf, Results)>> {
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.json");
     // What is to be quoted is measured in full, and beside everyone.
-    let quotable = arguments.peers.is_empty() && !arguments.quick && !arguments.self_check;
+    let is_full = arguments.peers.is_empty() && !arguments.quick && !arguments.self_check;
+    // Nor without being asked to, if it is not the program that was built with this.
+    let quotable = is_full && arguments.program.is_none();
     let path = match &arguments.out {
         Some(path) => path.clone(),
         None if quotable => default(),

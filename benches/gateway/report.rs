@@ -188,11 +188,13 @@ impl Run {
 impl Program {
     fn tell(&self, peer: Peer, out: &mut String) -> Result<()> {
         let size = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let path = self.path.as_ref();
         writeln!(
             out,
-            "  - {}: `{}`; the program's file is {}, stripped {}",
+            "  - {}: `{}`{}; the program's file is {}, stripped {}",
             peer.name(),
             self.version,
+            path.map_or_else(String::new, |path| format!(", `{path}`")),
             size(self.bytes),
             self.stripped_bytes
                 .map_or_else(|| "unknown".to_owned(), size)

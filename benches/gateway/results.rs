@@ -117,6 +117,9 @@ pub(crate) struct Run {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Program {
     pub(crate) version: String,
+    /// Where our own lies in the repository: how it was built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) path: Option<String>,
     pub(crate) bytes: u64,
     /// Without symbols; `None` where `strip` is missing.
     pub(crate) stripped_bytes: Option<u64>,

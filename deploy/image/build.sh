@@ -9,8 +9,7 @@
 #   zeugma.tar      the same as one file: `podman load`, `skopeo copy oci-archive:zeugma.tar ...`
 #   zeugma.debug    the symbols, for the debugger of who has a core dump
 # Two runs on the same commit and toolchain give the same digest. A release is built by what `profile.sh`
-# counted, where that is of this toolchain and these dependencies. Needs cargo, a C compiler with binutils,
-# and python3.
+# counted. Needs cargo, a C compiler with binutils, and python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -32,16 +31,8 @@ output=${output:-${CARGO_TARGET_DIR:-target}/image/$profile}
 . deploy/image/flags.sh
 # An image of the development profile is for the tests: nobody looks into it with a debugger.
 [ "$profile" = release ] || export CARGO_PROFILE_DEV_DEBUG=false
-said=
-if [ "$profile" = release ]; then
-  if [ "$(profile_of)" = "$(cat deploy/image/zeugma.profile)" ]; then
-    RUSTFLAGS+=" -Cprofile-use=$PWD/deploy/image/zeugma.profdata"
-  else
-    said="built without deploy/image/zeugma.profdata, whose counts are of another compiler or Cargo.lock \
-(zeugma.profile beside it): requests cost more. deploy/image/profile.sh counts anew, in half an hour"
-    echo "$said" >&2
-  fi
-fi
+counts=$PWD/deploy/image/zeugma.profdata
+[ "$profile" != release ] || RUSTFLAGS+=" -Cprofile-use=$counts"
 cargo build --locked --profile "$profile" --bin zeugma
 binary=${CARGO_TARGET_DIR:-target}/$CARGO_BUILD_TARGET/$([ "$profile" = dev ] && echo debug || echo "$profile")/zeugma
 
@@ -66,5 +57,20 @@ revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 export SOURCE_DATE_EPOCH
 python3 deploy/image/layout.py "$output" --version "$version" --revision "$revision"
-# Once more, where it is not scrolled away.
-[ -z "$said" ] || echo "$said" >&2
+
+# The counts know a function by its symbol. Of those in the program, most were counted, or none: what is
+# in a symbol beside its name is another with another compiler, feature, dependency or profile of cargo.
+if [ "$profile" = release ]; then
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  export LC_ALL=C
+  grep -aoE '_ZN[0-9A-Za-z_.$]*zeugma_proxy[0-9A-Za-z_.$]*17h[0-9a-f]{16}E' "$counts" | sort -u >"$work/counted"
+  nm "$binary" | awk '{ print $NF }' | sort -u >"$work/built"
+  counted=$(wc -l <"$work/counted")
+  known=$(comm -12 "$work/counted" "$work/built" | wc -l)
+  echo "of $counted functions of the proxy that were counted, $known are in the program by the same symbol"
+  if [ $((known * 2)) -lt "$counted" ]; then
+    echo "$counts is of another compiler, feature, dependency or profile: the program serves as well, but a" \
+      "request costs more; deploy/image/profile.sh counts anew, in an hour" >&2
+  fi
+fi

@@ -6,10 +6,3 @@
 export CARGO_BUILD_TARGET=x86_64-unknown-linux-gnu
 export RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$PWD=/zeugma --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
 export CFLAGS_x86_64_unknown_linux_gnu="-ffile-prefix-map=$PWD=/zeugma -ffile-prefix-map=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-
-# What `profile.sh` counted is of one compiler and of what Cargo.lock has: with others, functions have other
-# names.
-profile_of() {
-  rustc -vV | sed -n '1p;s/^commit-hash: /commit /p;s/^host: //p'
-  printf 'Cargo.lock %s\n' "$(sha256sum Cargo.lock | cut -d ' ' -f 1)"
-}

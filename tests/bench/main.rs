@@ -45,6 +45,13 @@ fn a_part_that_is_run_again_replaces_its_rows_and_no_others() {
 }
 
 #[test]
+fn a_table_says_which_program_ran() {
+    let table = of_run(FULL, 4, &[("bulk", 400.0)]).table().unwrap();
+    let told = "zeugma: `zeugma 0.1.0`, `target/image/zeugma`; the program's file is 1.0 MiB";
+    assert!(table.contains(told), "{table}");
+}
+
+#[test]
 fn a_run_of_which_no_row_is_left_is_forgotten() {
     let full = of_run(FULL, 4, &[("connections", 60.0), ("requests", 20.0)]);
     let again = of_run(LATER, 4, &[("connections", 61.0), ("requests", 21.0)]);
@@ -179,6 +186,7 @@ fn the_table_in_the_repository_is_made_from_the_json_beside_it() {
 fn of_run(id: &str, repetitions: usize, rows: &[(&str, f64)]) -> Results {
     let program = Program {
         version: "zeugma 0.1.0".to_owned(),
+        path: Some("target/image/zeugma".to_owned()),
         bytes: 1 << 20,
         stripped_bytes: None,
     };

@@ -5,6 +5,7 @@
 //! `deploy/image/build.sh` to see, which refuses one that is not.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -59,6 +60,32 @@ fn a_pod_serves_as_nobody_on_a_root_that_is_read_only() {
         add(Path::new(word), word);
     }
     serves_as_a_pod(&root, &work);
+}
+
+/// Whether they are of what is compiled, `build.sh` says; a compiler that cannot read them only warns.
+#[test]
+fn what_was_counted_for_a_release_is_read_by_the_compiler_without_a_word() {
+    let counts = repository("deploy/image/zeugma.profdata");
+    let bytes = fs::read(&counts).unwrap();
+    let ours = b"zeugma_proxy";
+    assert!(bytes.windows(ours.len()).any(|name| name == ours));
+    let work = folder("profile");
+    let source = work.join("one.rs");
+    fs::write(&source, "pub fn one(n: u32) -> u32 { n.count_ones() }").unwrap();
+    let said = |counts: &Path| {
+        let mut option = OsString::from("-Cprofile-use=");
+        option.push(counts);
+        let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+        rustc.args(["--crate-type=lib", "--emit=obj", "--out-dir"]);
+        let output = rustc.arg(&work).arg(option).arg(&source).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(said(&counts), "");
+    // It would say so.
+    let cut = work.join("cut.profdata");
+    fs::write(&cut, &bytes[..2000]).unwrap();
+    assert!(said(&cut).contains("malformed"));
 }
 
 #[test]
