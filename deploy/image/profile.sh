@@ -6,7 +6,7 @@
 #
 # It builds the program with counters, runs it as those rows of `benches/gateway` do that are not about
 # waiting or memory, and makes zeugma.profdata in this folder. Functions that never ran are left out, and
-# built as without counts. Run it before a release, if `build.sh` says that the counts are of another
+# built as without counts. Run it before a release, once its version is written, if `build.sh` says that the counts are of another
 # program or what a request runs through has changed, and commit what it made. An hour on 2 cores: it builds
 # two programs. Needs what `build.sh` needs, and llvm-profdata of the LLVM that rustc has.
 set -euo pipefail
@@ -30,7 +30,7 @@ fi
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 work=$target/profile
-rm -rf "$work/counts"
+rm -rf "$work/counts" "$work/rows.json"
 mkdir -p "$work/counts"
 # In a shell of its own: the bench and the program beside it are built without counters, and with other
 # features, for a bench may use what tests need.
