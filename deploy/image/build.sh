@@ -72,7 +72,7 @@ if [ "$profile" = release ]; then
   known=$(comm -12 "$work/counted" "$work/built" | wc -l)
   echo "of $counted functions of the proxy that were counted, $known are in the program by the same symbol"
   if [ $((known * 2)) -le "$counted" ]; then
-    echo "$counts is of another compiler, version, feature, dependency or cargo profile: the program serves as well, but a" \
-      "request costs more; deploy/image/profile.sh counts anew, in an hour" >&2
+    echo "$counts is of another compiler, version, feature, dependency or cargo profile: the program serves" \
+      "as well, but a request costs more; deploy/image/profile.sh counts anew, in an hour" >&2
   fi
 fi

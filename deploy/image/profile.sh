@@ -6,9 +6,9 @@
 #
 # It builds the program with counters, runs it as those rows of `benches/gateway` do that are not about
 # waiting or memory, and makes zeugma.profdata in this folder. Functions that never ran are left out, and
-# built as without counts. Run it before a release, once its version is written, if `build.sh` says that the counts are of another
-# program or what a request runs through has changed, and commit what it made. An hour on 2 cores: it builds
-# two programs. Needs what `build.sh` needs, and llvm-profdata of the LLVM that rustc has.
+# built as without counts. Run it before a release, once its version is written, if `build.sh` says that the
+# counts are of another program or what a request runs through has changed, and commit what it made. An hour
+# on 2 cores: it builds two programs. Needs what `build.sh` needs, and llvm-profdata of the LLVM that rustc has.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
